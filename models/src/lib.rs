@@ -1,0 +1,1 @@
+//! HF config to program.

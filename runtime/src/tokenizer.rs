@@ -1,0 +1,1 @@
+//! Tokenizers compiled to flat tables by lora-pack and used in place.

@@ -1,0 +1,2 @@
+//! lora-bench
+fn main() {}

@@ -1,0 +1,1 @@
+//! lora-pack as a library.

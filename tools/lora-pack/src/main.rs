@@ -1,0 +1,2 @@
+//! lora-pack
+fn main() {}

@@ -1,0 +1,2 @@
+//! lora-run
+fn main() {}
