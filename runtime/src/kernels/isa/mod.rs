@@ -9,6 +9,10 @@
 //! reductions) must work on 16 logical lanes, that is on `16 / L` registers, and combine them with the fixed tree of
 //! the `reduce` helpers.
 
+pub mod scalar;
+#[cfg(target_arch = "x86_64")]
+pub mod x86;
+
 /// One instruction-set level's registers and operations.
 ///
 /// # Safety
@@ -22,6 +26,13 @@ pub unsafe trait Isa: Copy + 'static {
     type I: Copy;
     /// `4·L` bytes: `L / 2` slots of 8 consecutive k.
     type B: Copy;
+    /// What [`Isa::dot_s4`] adds to the wanted sum: this many times Σx. The caller, who knows Σx, subtracts it.
+    const SIGNED_OFFSET: i32 = 0;
+
+    /// The proof value.
+    /// # Safety
+    /// The CPU has this level's instructions.
+    unsafe fn proof() -> Self;
 
     /// All lanes `v`.
     fn splat(self, v: f32) -> Self::F;
@@ -66,6 +77,7 @@ pub unsafe trait Isa: Copy + 'static {
     /// The bits of the floats.
     fn bits(self, a: Self::F) -> Self::I;
     /// Floats from bits.
+    #[expect(clippy::wrong_self_convention, reason = "self is the proof, not the operand")]
     fn from_bits(self, a: Self::I) -> Self::F;
 
     /// All lanes `v`.
@@ -123,7 +135,89 @@ pub unsafe trait Isa: Copy + 'static {
     fn dot_u(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I;
     /// Per lane: `acc + Σ₄ w·x`, `w` signed −128…127, `x` signed −127…127; exact.
     fn dot_s(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I;
-    /// Adds neighbouring lanes: slots of `a` then of `b` in, rows in order out (see
-    /// [`crate::weights::SLOT_ROW`]): lane `r` = both lanes of row `r`'s slot.
+    /// Adds neighbouring lanes, `a`'s pairs first: lane `r` holds both lanes of slot `r`, counting the slots of `a`
+    /// and then those of `b`. On 256-bit registers the two operands' 128-bit halves interleave instead, which
+    /// [`crate::weights::SLOT_ROW`] undoes; [`strip`] names the registers whose pair sum has its rows in order.
     fn pair_sum(self, a: Self::I, b: Self::I) -> Self::I;
+
+    /// Per lane: `Σ dot_u(w[i], x[i])` of the four registers of a group; every `w` is in 0…`MAX` ≤ 127. A small `MAX`
+    /// lets levels without a 32-bit dot instruction add up in 16 bits.
+    #[inline(always)]
+    fn dot_u4<const MAX: i32>(self, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
+        let a = self.dot_u(self.splat_i(0), w[0], x[0]);
+        let a = self.dot_u(a, w[1], x[1]);
+        self.dot_u(self.dot_u(a, w[2], x[2]), w[3], x[3])
+    }
+    /// Brings signed codes into the form that [`Isa::dot_s4`] reads.
+    #[inline(always)]
+    fn prepare_s(self, w: Self::B) -> Self::B {
+        w
+    }
+    /// Per lane: `Σ (w[i] + SIGNED_OFFSET)·x[i]` over the four registers of a group; `w` went through
+    /// [`Isa::prepare_s`].
+    #[inline(always)]
+    fn dot_s4(self, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
+        let a = self.dot_s(self.splat_i(0), w[0], x[0]);
+        let a = self.dot_s(a, w[1], x[1]);
+        self.dot_s(self.dot_s(a, w[2], x[2]), w[3], x[3])
+    }
+    /// `(a << SHL >> SHR) & mask` per byte, one of the shifts being 0 (moves a bit plane into place).
+    fn plane<const SHL: u32, const SHR: u32>(self, a: Self::B, mask: u8) -> Self::B;
+    /// Bitwise or.
+    fn or_b(self, a: Self::B, b: Self::B) -> Self::B;
+}
+
+/// The two registers of a line (or, with 16 lanes, of the two halves' lines) whose pair sum is strip `s`, that is rows
+/// `s·L..s·L + L` of the panel: byte offsets from the line in the first half, `half` being the distance to the other
+/// half's line.
+#[inline(always)]
+pub const fn strip<I: Isa>(s: usize, half: usize) -> (usize, usize) {
+    match I::L {
+        16 => (0, half),
+        8 => (s * half, s * half + 32),
+        4 => ((s / 2) * half + (s % 2) * 16, (s / 2) * half + (s % 2) * 16 + 32),
+        2 => {
+            // Slots hold rows 0 1 4 5 2 3 6 7: strips 0 1 2 3 of a half begin at slots 0 4 2 6.
+            let slot = [0, 4, 2, 6][s % 4];
+            ((s / 4) * half + slot * 8, (s / 4) * half + slot * 8 + 8)
+        }
+        _ => panic!("no such register width"),
+    }
+}
+
+/// Lanes that a row reduction works on, at every level.
+pub const LANES: usize = 16;
+
+/// The sum of 16 logical lanes held in `16 / L` registers: lane `i + 8` onto `i`, `i + 4` onto `i`, `+ 2`, `+ 1`.
+#[inline(always)]
+pub fn sum_lanes<I: Isa>(isa: I, regs: &[I::F]) -> f32 {
+    fold_lanes(isa, regs, |a, b| a + b)
+}
+
+/// The largest of 16 logical lanes by the tree of [`sum_lanes`]; `max(a, b)` is [`Isa::max`].
+#[inline(always)]
+pub fn max_lanes<I: Isa>(isa: I, regs: &[I::F]) -> f32 {
+    fold_lanes(isa, regs, |a, b| if a > b { a } else { b })
+}
+
+#[inline(always)]
+fn fold_lanes<I: Isa>(isa: I, regs: &[I::F], f: impl Fn(f32, f32) -> f32) -> f32 {
+    assert!(regs.len() == LANES / I::L);
+    let mut lanes = [0f32; LANES];
+    let mut i = 0;
+    while i < regs.len() {
+        // SAFETY: i · L + L <= 16, as asserted.
+        unsafe { isa.store(lanes.as_mut_ptr().add(i * I::L), regs[i]) };
+        i += 1;
+    }
+    let mut n = LANES / 2;
+    while n > 0 {
+        let mut i = 0;
+        while i < n {
+            lanes[i] = f(lanes[i], lanes[i + n]);
+            i += 1;
+        }
+        n /= 2;
+    }
+    lanes[0]
 }

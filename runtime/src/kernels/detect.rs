@@ -1,0 +1,71 @@
+//! What this CPU runs, asked from core alone where that is possible.
+
+use core::sync::atomic::{AtomicU16, Ordering};
+
+use super::level::Level;
+
+/// The set of supported levels (bit per level). Asked once: CPUID is slow in virtual machines.
+pub(super) fn levels() -> u16 {
+    // Racing threads compute the same value; 0 means "not asked yet", since scalar is always there.
+    static LEVELS: AtomicU16 = AtomicU16::new(0);
+    match LEVELS.load(Ordering::Relaxed) {
+        0 => {
+            let levels = Level::Scalar.bit() | arch_levels();
+            LEVELS.store(levels, Ordering::Relaxed);
+            levels
+        }
+        levels => levels,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn arch_levels() -> u16 {
+    use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+    const fn has(register: u32, bits: &[u32]) -> bool {
+        let mut i = 0;
+        while i < bits.len() {
+            if register >> bits[i] & 1 == 0 {
+                return false;
+            }
+            i += 1;
+        }
+        true
+    }
+
+    let max_leaf = __cpuid(0).eax;
+    let one = __cpuid(1);
+    let mut levels = 0;
+    // SSSE3, SSE4.1
+    if has(one.ecx, &[9, 19]) {
+        levels |= Level::Sse41.bit();
+    }
+    // OSXSAVE, AVX, F16C; then the operating system must save the wide registers (XCR0).
+    if max_leaf < 7 || !has(one.ecx, &[27, 28, 29]) {
+        return levels;
+    }
+    // SAFETY: OSXSAVE says that the instruction exists and is enabled.
+    let saved = unsafe { xcr0() };
+    #[target_feature(enable = "xsave")]
+    fn xcr0() -> u64 {
+        // SAFETY: register 0 always exists.
+        unsafe { _xgetbv(0) }
+    }
+    let seven = __cpuid_count(7, 0);
+    if saved & 0x06 != 0x06 || !has(seven.ebx, &[5]) {
+        return levels;
+    }
+    levels |= Level::Avx2.bit();
+    if seven.eax >= 1 && has(__cpuid_count(7, 1).eax, &[4]) {
+        levels |= Level::AvxVnni.bit();
+    }
+    // F, DQ, BW, VL; VNNI
+    if saved & 0xe6 == 0xe6 && has(seven.ebx, &[16, 17, 30, 31]) && has(seven.ecx, &[11]) {
+        levels |= Level::Avx512.bit();
+    }
+    levels
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn arch_levels() -> u16 {
+    0
+}
