@@ -1,12 +1,22 @@
 //! Kernels: one generic body per family, instantiated for every instruction-set level.
 #![expect(unsafe_code, reason = "kernels read and write through pointers; every block states its condition")]
 
+#[cfg(test)]
+mod cases;
 mod detect;
+mod elementwise;
 pub mod isa;
 mod level;
+pub mod math;
+mod norm;
 mod quantize_row;
+mod reduce;
+mod rotary;
+mod select;
 mod table;
 
+pub use elementwise::Act;
 pub use level::Level;
 pub use quantize_row::{QUANT_ROW_ALIGN, QuantRow, quant_row_bytes};
+pub use rotary::{RotaryStyle, rotary_angles};
 pub use table::Kernels;

@@ -4,9 +4,13 @@
 //! The macro writes, for each level, an entry function that carries the level's `#[target_feature]` and calls
 //! the body, and puts it into the level's table.
 
+use super::elementwise::{self, Act};
 use super::isa::{Isa, scalar};
 use super::level::Level;
+use super::norm;
 use super::quantize_row::{self, QuantizeArgs};
+use super::rotary::{self, RotaryStyle};
+use super::select;
 
 #[cfg(target_arch = "x86_64")]
 use super::isa::x86;
@@ -62,6 +66,32 @@ tables! {
     families {
         /// Quantizes a row of activations.
         quantize_row: fn(args: QuantizeArgs) = quantize_row::body;
+        /// An activation, times a second operand if there is one.
+        activate: fn(act: Act, x: *const f32, up: *const f32, out: *mut f32, n: usize) = elementwise::activate;
+        /// a + b.
+        add: fn(a: *const f32, b: *const f32, out: *mut f32, n: usize) = elementwise::add;
+        /// a · b.
+        mul: fn(a: *const f32, b: *const f32, out: *mut f32, n: usize) = elementwise::mul;
+        /// a + b·s.
+        add_scaled: fn(a: *const f32, b: *const f32, s: f32, out: *mut f32, n: usize) = elementwise::add_scaled;
+        /// x·s.
+        scale: fn(x: *const f32, s: f32, out: *mut f32, n: usize) = elementwise::scale;
+        /// cap·tanh(x / cap).
+        softcap: fn(x: *const f32, cap: f32, out: *mut f32, n: usize) = elementwise::softcap;
+        /// RMS norm of a row.
+        rms_norm: fn(x: *const f32, weight: *const f32, eps: f32, out: *mut f32, n: usize) = norm::rms_norm;
+        /// Layer norm of a row.
+        layer_norm: fn(x: *const f32, weight: *const f32, bias: *const f32, eps: f32, out: *mut f32, n: usize)
+            = norm::layer_norm;
+        /// Rotary embedding of the heads of one position.
+        rotary: fn(style: RotaryStyle, x: *mut f32, heads: usize, stride: usize,
+            table: (*const f32, *const f32, usize)) = rotary::rotary;
+        /// Softmax of a row in place.
+        softmax: fn(x: *mut f32, n: usize) = select::softmax;
+        /// Index of the first of the largest elements.
+        argmax: fn(x: *const f32, n: usize) -> usize = select::argmax;
+        /// The k largest elements.
+        top_k: fn(x: *const f32, n: usize, index: *mut u32, value: *mut f32, k: usize) -> usize = select::top_k;
     }
 }
 
