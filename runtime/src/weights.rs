@@ -122,8 +122,17 @@ impl WeightFormat {
         }
     }
 
+    /// Bits of a code that are kept in planes.
+    pub(crate) const fn plane_bits(self) -> usize {
+        match self {
+            Self::Q5 => 1,
+            Self::Q6 => 2,
+            Self::F32 | Self::F16 | Self::Q8 | Self::Q8R | Self::Q4 | Self::Q4L => 0,
+        }
+    }
+
     /// Bytes of the multiplier of one row and group.
-    const fn multiplier_bytes(self) -> usize {
+    pub(crate) const fn multiplier_bytes(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Q8R => 0,
             Self::Q8 => 2,
@@ -150,9 +159,8 @@ impl WeightFormat {
     #[must_use]
     pub const fn checked_panel_layout(self, k: usize) -> Option<PanelLayout> {
         // Bytes per group, all multiples of 64 but the multipliers'.
-        let nibbles_or_more = if self.code_bits() < 8 { 4 } else { self.code_bits() };
-        let codes = PANEL_ROWS * GROUP * nibbles_or_more / 8;
-        let planes = PANEL_ROWS * GROUP * (self.code_bits() - nibbles_or_more) / 8;
+        let codes = PANEL_ROWS * GROUP * (self.code_bits() - self.plane_bits()) / 8;
+        let planes = PANEL_ROWS * GROUP * self.plane_bits() / 8;
         let multipliers = PANEL_ROWS * self.multiplier_bytes();
         let tail = if self.has_row_scale() { PANEL_ROWS * 4 } else { 0 };
         let groups = k.div_ceil(GROUP);
@@ -213,7 +221,6 @@ pub struct PanelLayout {
     pub bytes: usize,
 }
 
-#[allow(dead_code, reason = "the packers use it")]
 /// Where the code of a row (0…15) and input `k` is, from the beginning of a quantized panel's codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CodePlace {
@@ -227,7 +234,6 @@ pub(crate) struct CodePlace {
     pub plane_shift: usize,
 }
 
-#[allow(dead_code, reason = "the packers use it")]
 impl WeightFormat {
     /// The place of the code of `row` and `k`; for quantized formats.
     pub(crate) const fn code_place(self, row: usize, k: usize) -> CodePlace {
@@ -249,7 +255,6 @@ impl WeightFormat {
     }
 }
 
-#[allow(dead_code, reason = "the packers use it")]
 /// The slot that holds a row of the half.
 const fn slot_of(row: usize) -> usize {
     let mut slot = 0;

@@ -5,18 +5,26 @@
 mod cases;
 mod detect;
 mod elementwise;
+#[cfg(all(test, feature = "pack", feature = "std"))]
+mod guarded;
 pub mod isa;
 mod level;
+mod linear;
 pub mod math;
 mod norm;
 mod quantize_row;
 mod reduce;
+#[cfg(all(test, feature = "pack", feature = "std"))]
+mod reference;
 mod rotary;
 mod select;
 mod table;
 
 pub use elementwise::Act;
 pub use level::Level;
+pub use linear::{ActRows, MAX_TOKENS, dequant_row};
+#[cfg(feature = "pack")]
+pub use linear::{Multipliers, QuantizedRows, pack_float, pack_float_panel};
 pub use quantize_row::{QUANT_ROW_ALIGN, QuantRow, quant_row_bytes};
 pub use rotary::{RotaryStyle, rotary_angles};
 pub use table::Kernels;

@@ -18,8 +18,12 @@ pub const QUANT_ROW_ALIGN: usize = 64;
 /// Bytes of a quantized row of `k` inputs, which is also the distance between rows.
 #[must_use]
 pub const fn quant_row_bytes(k: usize) -> usize {
-    let groups = k.div_ceil(GROUP);
-    (groups * (GROUP + 4 + 4)).next_multiple_of(QUANT_ROW_ALIGN)
+    quant_row_used(k).next_multiple_of(QUANT_ROW_ALIGN)
+}
+
+/// Bytes of a quantized row without the padding at its end.
+pub(super) const fn quant_row_used(k: usize) -> usize {
+    k.div_ceil(GROUP) * (GROUP + 4 + 4)
 }
 
 /// The parts of a quantized row.
@@ -111,7 +115,7 @@ pub(super) unsafe fn body<I: Isa>(isa: I, a: QuantizeArgs) {
             sums.cast::<i32>().add(g).write_unaligned(sum);
             g += 1;
         }
-        let end = groups * (GROUP + 4 + 4);
+        let end = quant_row_used(a.k);
         a.out.add(end).write_bytes(0, quant_row_bytes(a.k) - end);
     }
 }

@@ -7,6 +7,7 @@
 use super::elementwise::{self, Act};
 use super::isa::{Isa, scalar};
 use super::level::Level;
+use super::linear::{self, LinearArgs};
 use super::norm;
 use super::quantize_row::{self, QuantizeArgs};
 use super::rotary::{self, RotaryStyle};
@@ -60,6 +61,8 @@ tables! {
         { #[cfg(target_arch = "x86_64")] sse41 #[target_feature(enable = "sse4.1,ssse3")] Sse41, x86::Sse41 }
         { #[cfg(target_arch = "x86_64")] avx2 #[target_feature(enable = "avx2,f16c")] Avx2, x86::Avx2 }
         { #[cfg(target_arch = "x86_64")] avxvnni #[target_feature(enable = "avx2,f16c,avxvnni")] AvxVnni, x86::AvxVnni }
+        { #[cfg(all(test, target_arch = "x86_64"))]
+          avx512vl #[target_feature(enable = "avx2,f16c,avx512f,avx512vl,avx512vnni")] Avx512, x86::Avx512Vl }
         { #[cfg(target_arch = "x86_64")]
           avx512 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")] Avx512, x86::Avx512 }
     }
@@ -92,6 +95,22 @@ tables! {
         argmax: fn(x: *const f32, n: usize) -> usize = select::argmax;
         /// The k largest elements.
         top_k: fn(x: *const f32, n: usize, index: *mut u32, value: *mut f32, k: usize) -> usize = select::top_k;
+        /// A panel of f32 weights.
+        linear_f32: fn(args: LinearArgs) = linear::float_panel::<_, linear::Single>;
+        /// A panel of f16 weights.
+        linear_f16: fn(args: LinearArgs) = linear::float_panel::<_, linear::Half>;
+        /// A panel of `q8` weights.
+        linear_q8: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q8>;
+        /// A panel of `q8r` weights.
+        linear_q8r: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q8R>;
+        /// A panel of `q4` weights.
+        linear_q4: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q4>;
+        /// A panel of `q4l` weights.
+        linear_q4l: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q4L>;
+        /// A panel of `q5` weights.
+        linear_q5: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q5>;
+        /// A panel of `q6` weights.
+        linear_q6: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q6>;
     }
 }
 
@@ -102,7 +121,7 @@ impl Kernels {
         if !level.is_supported() {
             return None;
         }
-        TABLES.iter().copied().find(|table| table.level == level)
+        TABLES.iter().copied().rfind(|table| table.level == level)
     }
 
     /// The table of the best level that this CPU runs.
@@ -113,7 +132,7 @@ impl Kernels {
 
     /// The tables that this CPU runs, the best last: what tests and benches walk.
     pub fn supported() -> impl Iterator<Item = &'static Self> {
-        Level::supported().filter_map(Self::for_level)
+        TABLES.iter().copied().filter(|table| table.level.is_supported())
     }
 
     /// The level that the kernels are written for.

@@ -140,10 +140,10 @@ pub unsafe trait Isa: Copy + 'static {
     /// [`crate::weights::SLOT_ROW`] undoes; [`strip`] names the registers whose pair sum has its rows in order.
     fn pair_sum(self, a: Self::I, b: Self::I) -> Self::I;
 
-    /// Per lane: `Σ dot_u(w[i], x[i])` of the four registers of a group; every `w` is in 0…`MAX` ≤ 127. A small `MAX`
+    /// Per lane: `Σ dot_u(w[i], x[i])` of the four registers of a group; every `w` is in 0…`max` ≤ 127. A small `max`
     /// lets levels without a 32-bit dot instruction add up in 16 bits.
     #[inline(always)]
-    fn dot_u4<const MAX: i32>(self, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
+    fn dot_u4(self, _max: i32, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
         let a = self.dot_u(self.splat_i(0), w[0], x[0]);
         let a = self.dot_u(a, w[1], x[1]);
         self.dot_u(self.dot_u(a, w[2], x[2]), w[3], x[3])

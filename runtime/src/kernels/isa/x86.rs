@@ -213,7 +213,7 @@ unsafe impl Isa for Sse41 {
         self.dot_u(acc, op!(_mm_abs_epi8(w)), op!(_mm_sign_epi8(x, w)))
     }
     #[inline(always)]
-    fn dot_u4<const MAX: i32>(self, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
+    fn dot_u4(self, max: i32, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
         op!({
             let [a, b, c, d] = [
                 _mm_maddubs_epi16(w[0], x[0]),
@@ -222,9 +222,9 @@ unsafe impl Isa for Sse41 {
                 _mm_maddubs_epi16(w[3], x[3]),
             ];
             let one = _mm_set1_epi16(1);
-            if MAX <= WORD_SUM_4 {
+            if max <= WORD_SUM_4 {
                 _mm_madd_epi16(_mm_add_epi16(_mm_add_epi16(a, b), _mm_add_epi16(c, d)), one)
-            } else if MAX <= WORD_SUM_2 {
+            } else if max <= WORD_SUM_2 {
                 let ab = _mm_madd_epi16(_mm_add_epi16(a, b), one);
                 _mm_add_epi32(ab, _mm_madd_epi16(_mm_add_epi16(c, d), one))
             } else {
@@ -253,7 +253,7 @@ pub unsafe trait Dot: Copy + 'static {
     /// See [`Isa::dot_u`].
     fn dot_u(acc: __m256i, w: __m256i, x: __m256i) -> __m256i;
     /// See [`Isa::dot_u4`].
-    fn dot_u4<const MAX: i32>(w: [__m256i; 4], x: [__m256i; 4]) -> __m256i;
+    fn dot_u4(max: i32, w: [__m256i; 4], x: [__m256i; 4]) -> __m256i;
     /// See [`Isa::prepare_s`].
     fn prepare_s(w: __m256i) -> __m256i;
     /// See [`Isa::dot_s4`].
@@ -272,7 +272,7 @@ unsafe impl Dot for Maddubs {
         op!(_mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1))))
     }
     #[inline(always)]
-    fn dot_u4<const MAX: i32>(w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
+    fn dot_u4(max: i32, w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
         op!({
             let [a, b, c, d] = [
                 _mm256_maddubs_epi16(w[0], x[0]),
@@ -281,9 +281,9 @@ unsafe impl Dot for Maddubs {
                 _mm256_maddubs_epi16(w[3], x[3]),
             ];
             let one = _mm256_set1_epi16(1);
-            if MAX <= WORD_SUM_4 {
+            if max <= WORD_SUM_4 {
                 _mm256_madd_epi16(_mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d)), one)
-            } else if MAX <= WORD_SUM_2 {
+            } else if max <= WORD_SUM_2 {
                 let ab = _mm256_madd_epi16(_mm256_add_epi16(a, b), one);
                 _mm256_add_epi32(ab, _mm256_madd_epi16(_mm256_add_epi16(c, d), one))
             } else {
@@ -300,7 +300,8 @@ unsafe impl Dot for Maddubs {
     fn dot_s4(w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
         // |w| as unsigned reaches 128, x takes w's sign: pairs stay within 2·128·127 = 32512.
         op!({
-            Self::dot_u4::<128>(
+            Self::dot_u4(
+                128,
                 [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1]), _mm256_abs_epi8(w[2]), _mm256_abs_epi8(w[3])],
                 [
                     _mm256_sign_epi8(x[0], w[0]),
@@ -328,7 +329,7 @@ macro_rules! dpbusd {
                 op!($instruction(acc, w, x))
             }
             #[inline(always)]
-            fn dot_u4<const MAX: i32>(w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
+            fn dot_u4(_max: i32, w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
                 op!({
                     let a = $instruction(_mm256_setzero_si256(), w[0], x[0]);
                     let a = $instruction(a, w[1], x[1]);
@@ -341,7 +342,7 @@ macro_rules! dpbusd {
             }
             #[inline(always)]
             fn dot_s4(w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
-                Self::dot_u4::<255>(w, x)
+                Self::dot_u4(255, w, x)
             }
         }
     };
@@ -548,8 +549,8 @@ unsafe impl<D: Dot> Isa for Ymm<D> {
         D::dot_u(acc, op!(_mm256_abs_epi8(w)), op!(_mm256_sign_epi8(x, w)))
     }
     #[inline(always)]
-    fn dot_u4<const MAX: i32>(self, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
-        D::dot_u4::<MAX>(w, x)
+    fn dot_u4(self, max: i32, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
+        D::dot_u4(max, w, x)
     }
     #[inline(always)]
     fn prepare_s(self, w: Self::B) -> Self::B {
@@ -754,7 +755,7 @@ unsafe impl Isa for Avx512 {
     }
     #[inline(always)]
     fn dot_s4(self, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
-        self.dot_u4::<255>(w, x)
+        self.dot_u4(255, w, x)
     }
     #[inline(always)]
     fn pair_sum(self, a: Self::I, b: Self::I) -> Self::I {

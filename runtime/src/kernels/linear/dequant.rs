@@ -1,0 +1,107 @@
+//! Single rows back as floats: the embedding lookup.
+
+use crate::kernels::isa::scalar::f16_to_f32;
+use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
+
+/// Writes row `row` (0…15) of a panel as floats: `f32(code · multiplier) · S`, each product rounded once; for `q8`
+/// `f32(code) · scale`, for `q8r` `f32(code) · S`. `out.len()` is K.
+///
+/// # Panics
+/// When the panel is not exactly [`WeightFormat::panel_bytes`]`(out.len())` long or `row` is not below 16.
+pub fn dequant_row(format: WeightFormat, codebook: &[u8; 16], panel: &[u8], row: usize, out: &mut [f32]) {
+    let k = out.len();
+    let layout = format.panel_layout(k);
+    assert_eq!(panel.len(), layout.bytes, "panel size");
+    assert!(row < PANEL_ROWS, "row out of range");
+    match format {
+        WeightFormat::F32 => {
+            for (out, w) in out.iter_mut().zip(panel.chunks_exact(PANEL_ROWS * 4)) {
+                *out = float(w, row);
+            }
+            return;
+        }
+        WeightFormat::F16 => {
+            for (out, w) in out.iter_mut().zip(panel.chunks_exact(PANEL_ROWS * 2)) {
+                *out = f16_to_f32(u16::from_le_bytes([w[2 * row], w[2 * row + 1]]));
+            }
+            return;
+        }
+        _ => {}
+    }
+    let codes = &panel[..layout.planes_at];
+    let planes = &panel[layout.planes_at..layout.multipliers_at];
+    let multipliers = &panel[layout.multipliers_at..layout.row_scales_at];
+    let row_scale = if format.has_row_scale() { float(&panel[layout.row_scales_at..], row) } else { 1.0 };
+    let slot = format.code_place(row, 0);
+    for (g, out) in out.chunks_mut(GROUP).enumerate() {
+        let values = match format {
+            WeightFormat::Q8 | WeightFormat::Q8R => {
+                let lines = &codes[g * 8 * LINE + slot.byte..];
+                let mut values = [0f32; GROUP];
+                for part in 0..4 {
+                    for b in 0..8 {
+                        values[8 * part + b] = f32::from(lines[part * LINE + b] as i8);
+                    }
+                }
+                values
+            }
+            _ => {
+                let lines = &codes[g * 4 * LINE + slot.byte..];
+                let mut codes = [0u8; GROUP];
+                for b in 0..8 {
+                    let (first, second) = (lines[b], lines[LINE + b]);
+                    codes[b] = first & 15;
+                    codes[8 + b] = second & 15;
+                    codes[16 + b] = first >> 4;
+                    codes[24 + b] = second >> 4;
+                }
+                match format {
+                    WeightFormat::Q5 => {
+                        let plane = &planes[g * LINE + slot.plane_byte..];
+                        for b in 0..8 {
+                            let bits = plane[b] >> slot.plane_shift;
+                            codes[b] |= bits << 4 & 16;
+                            codes[16 + b] |= bits << 3 & 16;
+                            codes[8 + b] |= bits << 2 & 16;
+                            codes[24 + b] |= bits << 1 & 16;
+                        }
+                    }
+                    WeightFormat::Q6 => {
+                        let plane = &planes[g * 2 * LINE + slot.plane_byte..];
+                        for b in 0..8 {
+                            let bits = plane[b];
+                            codes[b] |= bits << 4 & 48;
+                            codes[16 + b] |= bits << 2 & 48;
+                            codes[8 + b] |= bits & 48;
+                            codes[24 + b] |= bits >> 2 & 48;
+                        }
+                    }
+                    _ => {}
+                }
+                if format == WeightFormat::Q4 {
+                    codes.map(|code| f32::from(codebook[usize::from(code)]) - 64.0)
+                } else {
+                    let offset = format.code_offset() as f32;
+                    codes.map(|code| f32::from(code) - offset)
+                }
+            }
+        };
+        let multiplier = match format.multiplier_bytes() {
+            1 => f32::from(multipliers[g * PANEL_ROWS + row] as i8),
+            2 => {
+                let at = 2 * (g * PANEL_ROWS + row);
+                f16_to_f32(u16::from_le_bytes([multipliers[at], multipliers[at + 1]]))
+            }
+            _ => 1.0,
+        };
+        // A factor of 1 changes nothing, so one line serves all formats.
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = value * multiplier * row_scale;
+        }
+    }
+}
+
+/// Element `i` of little-endian floats.
+fn float(bytes: &[u8], i: usize) -> f32 {
+    f32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+}

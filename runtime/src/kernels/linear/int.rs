@@ -1,0 +1,433 @@
+//! Quantized weights times quantized activations: one body for all formats and levels.
+//!
+//! A **strip** is as many rows as a register has 32-bit lanes; its codes lie in two registers of every line, whose lanes
+//! `pair_sum` folds into one lane per row.
+//!
+//! ```text
+//! for each group g:  for each strip:
+//!     w = the two registers' codes, four parts of 8 inputs each, unpacked once     (8 registers)
+//!     m = the rows' multipliers as floats
+//!     for each token:
+//!         d = pair_sum(dot4(w.a, x), dot4(w.b, x)) − offset·Σx                     x broadcast, 8 inputs at a time
+//!         acc[token][strip] += scaled f32(d)
+//! ```
+//! 1. Codes are unsigned, so that the unsigned × signed dot instructions take them; Σx takes the offset out again.
+//! 2. One token keeps its sums in registers. With more, the sums live in `out`: a load and a store per 16 dot
+//!    products cost less than the registers would, and any number of tokens shares one unpacking.
+
+use crate::kernels::isa::{Isa, strip};
+use crate::kernels::linear::LinearArgs;
+use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
+
+/// A weight format as the body sees it.
+pub(crate) trait Codes {
+    /// Its name elsewhere.
+    const FORMAT: WeightFormat;
+    /// Largest unpacked code.
+    const MAX: i32;
+    /// What unpacked codes have been raised by: the dot product is lowered by this times Σx.
+    const OFFSET: i32;
+
+    /// The codes of one register of a line, in four parts of 8 inputs. `table` is the codebook; `half` the half of
+    /// the panel that the register belongs to.
+    ///
+    /// # Safety
+    /// `codes` points to the register in the first of the half's lines of a group, `plane` to the register in the
+    /// plane's line.
+    unsafe fn unpack<I: Isa>(isa: I, table: I::B, codes: *const u8, plane: *const u8, half: usize) -> [I::B; 4];
+    /// Dot product with four parts of the activations.
+    #[inline(always)]
+    fn dot4<I: Isa>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
+        isa.dot_u4(Self::MAX, w, x)
+    }
+    /// [`Codes::OFFSET`], where the level has a say in it.
+    #[inline(always)]
+    fn offset<I: Isa>() -> i32 {
+        Self::OFFSET
+    }
+    /// Multipliers of `L` rows.
+    ///
+    /// # Safety
+    /// `at` is valid for reading `L` multipliers of the format.
+    #[inline(always)]
+    unsafe fn multipliers<I: Isa>(isa: I, at: *const u8) -> I::F {
+        // SAFETY: the caller vouches for L bytes.
+        isa.to_f(unsafe { isa.load_i8(at.cast()) })
+    }
+    /// The group's contribution from its dot product, multipliers and activation scale.
+    #[inline(always)]
+    fn scaled<I: Isa>(isa: I, dot: I::F, multipliers: I::F, xscale: I::F) -> I::F {
+        isa.mul(isa.mul(dot, multipliers), xscale)
+    }
+}
+
+/// The four parts of the nibbles at `codes`.
+///
+/// # Safety
+/// `codes` points to a register in the first of two lines.
+#[inline(always)]
+unsafe fn nibbles<I: Isa>(isa: I, codes: *const u8) -> [I::B; 4] {
+    // SAFETY: the caller vouches for both lines.
+    let (first, second) = unsafe { (isa.load_b(codes), isa.load_b(codes.add(LINE))) };
+    [isa.lo(first), isa.lo(second), isa.hi(first), isa.hi(second)]
+}
+
+/// 4-bit codes into the file's table.
+pub(crate) struct Q4;
+impl Codes for Q4 {
+    const FORMAT: WeightFormat = WeightFormat::Q4;
+    const MAX: i32 = 127;
+    const OFFSET: i32 = 64;
+    #[inline(always)]
+    unsafe fn unpack<I: Isa>(isa: I, table: I::B, codes: *const u8, _: *const u8, _: usize) -> [I::B; 4] {
+        // SAFETY: as the caller vouches.
+        let [a, b, c, d] = unsafe { nibbles(isa, codes) };
+        [isa.lookup(table, a), isa.lookup(table, b), isa.lookup(table, c), isa.lookup(table, d)]
+    }
+}
+
+/// 4-bit linear codes.
+pub(crate) struct Q4L;
+impl Codes for Q4L {
+    const FORMAT: WeightFormat = WeightFormat::Q4L;
+    const MAX: i32 = 15;
+    const OFFSET: i32 = WeightFormat::Q4L.code_offset();
+    #[inline(always)]
+    unsafe fn unpack<I: Isa>(isa: I, _: I::B, codes: *const u8, _: *const u8, _: usize) -> [I::B; 4] {
+        // SAFETY: as the caller vouches.
+        unsafe { nibbles(isa, codes) }
+    }
+}
+
+/// 5-bit linear codes.
+pub(crate) struct Q5;
+impl Codes for Q5 {
+    const FORMAT: WeightFormat = WeightFormat::Q5;
+    const MAX: i32 = 31;
+    const OFFSET: i32 = WeightFormat::Q5.code_offset();
+    #[inline(always)]
+    unsafe fn unpack<I: Isa>(isa: I, _: I::B, codes: *const u8, plane: *const u8, half: usize) -> [I::B; 4] {
+        // SAFETY: as the caller vouches.
+        let ([a, b, c, d], bits) = unsafe { (nibbles(isa, codes), isa.load_b(plane)) };
+        // Places 0…3 of a half are parts 0, 2, 1, 3; each goes to bit 4.
+        let [p, q, r, s] = if half == 0 {
+            [
+                isa.plane::<4, 0>(bits, 16),
+                isa.plane::<2, 0>(bits, 16),
+                isa.plane::<3, 0>(bits, 16),
+                isa.plane::<1, 0>(bits, 16),
+            ]
+        } else {
+            [
+                isa.plane::<0, 0>(bits, 16),
+                isa.plane::<0, 2>(bits, 16),
+                isa.plane::<0, 1>(bits, 16),
+                isa.plane::<0, 3>(bits, 16),
+            ]
+        };
+        [isa.or_b(a, p), isa.or_b(b, q), isa.or_b(c, r), isa.or_b(d, s)]
+    }
+}
+
+/// 6-bit linear codes.
+pub(crate) struct Q6;
+impl Codes for Q6 {
+    const FORMAT: WeightFormat = WeightFormat::Q6;
+    const MAX: i32 = 63;
+    const OFFSET: i32 = WeightFormat::Q6.code_offset();
+    #[inline(always)]
+    unsafe fn unpack<I: Isa>(isa: I, _: I::B, codes: *const u8, plane: *const u8, _: usize) -> [I::B; 4] {
+        // SAFETY: as the caller vouches.
+        let ([a, b, c, d], bits) = unsafe { (nibbles(isa, codes), isa.load_b(plane)) };
+        // Places 0…3 are parts 0, 2, 1, 3; each goes to bits 4 and 5.
+        [
+            isa.or_b(a, isa.plane::<4, 0>(bits, 48)),
+            isa.or_b(b, isa.plane::<0, 0>(bits, 48)),
+            isa.or_b(c, isa.plane::<2, 0>(bits, 48)),
+            isa.or_b(d, isa.plane::<0, 2>(bits, 48)),
+        ]
+    }
+}
+
+/// The four parts of int8 codes, as the level's signed dot product wants them.
+///
+/// # Safety
+/// `codes` points to a register in the first of four lines.
+#[inline(always)]
+unsafe fn bytes<I: Isa>(isa: I, codes: *const u8) -> [I::B; 4] {
+    // SAFETY: the caller vouches for the four lines.
+    unsafe {
+        [
+            isa.prepare_s(isa.load_b(codes)),
+            isa.prepare_s(isa.load_b(codes.add(LINE))),
+            isa.prepare_s(isa.load_b(codes.add(2 * LINE))),
+            isa.prepare_s(isa.load_b(codes.add(3 * LINE))),
+        ]
+    }
+}
+
+/// int8 codes with a binary16 scale per group.
+pub(crate) struct Q8;
+impl Codes for Q8 {
+    const FORMAT: WeightFormat = WeightFormat::Q8;
+    const MAX: i32 = 255;
+    const OFFSET: i32 = 0;
+    #[inline(always)]
+    unsafe fn unpack<I: Isa>(isa: I, _: I::B, codes: *const u8, _: *const u8, _: usize) -> [I::B; 4] {
+        // SAFETY: as the caller vouches.
+        unsafe { bytes(isa, codes) }
+    }
+    #[inline(always)]
+    fn dot4<I: Isa>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
+        isa.dot_s4(w, x)
+    }
+    #[inline(always)]
+    fn offset<I: Isa>() -> i32 {
+        I::SIGNED_OFFSET
+    }
+    #[inline(always)]
+    unsafe fn multipliers<I: Isa>(isa: I, at: *const u8) -> I::F {
+        // SAFETY: the caller vouches for L halves.
+        unsafe { isa.load_f16(at.cast()) }
+    }
+    #[inline(always)]
+    fn scaled<I: Isa>(isa: I, dot: I::F, multipliers: I::F, xscale: I::F) -> I::F {
+        isa.mul(dot, isa.mul(multipliers, xscale))
+    }
+}
+
+/// int8 codes with a scale per row only.
+pub(crate) struct Q8R;
+impl Codes for Q8R {
+    const FORMAT: WeightFormat = WeightFormat::Q8R;
+    const MAX: i32 = 255;
+    const OFFSET: i32 = 0;
+    #[inline(always)]
+    unsafe fn unpack<I: Isa>(isa: I, _: I::B, codes: *const u8, _: *const u8, _: usize) -> [I::B; 4] {
+        // SAFETY: as the caller vouches.
+        unsafe { bytes(isa, codes) }
+    }
+    #[inline(always)]
+    fn dot4<I: Isa>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
+        isa.dot_s4(w, x)
+    }
+    #[inline(always)]
+    fn offset<I: Isa>() -> i32 {
+        I::SIGNED_OFFSET
+    }
+    #[inline(always)]
+    unsafe fn multipliers<I: Isa>(isa: I, _: *const u8) -> I::F {
+        isa.splat(1.0)
+    }
+    #[inline(always)]
+    fn scaled<I: Isa>(isa: I, dot: I::F, _: I::F, xscale: I::F) -> I::F {
+        isa.mul(dot, xscale)
+    }
+}
+
+/// The body of the integer linear entries.
+///
+/// # Safety
+/// As [`LinearArgs`] says; the panel is of `C`'s format.
+#[inline(always)]
+pub(crate) unsafe fn panel<I: Isa, C: Codes>(isa: I, a: LinearArgs) {
+    let panel = Panel::new::<C>(a);
+    // SAFETY: passed on.
+    unsafe {
+        let table = isa.table(a.codebook);
+        if a.tokens == 1 {
+            one_token::<I, C>(isa, a, panel, table);
+        } else {
+            many_tokens::<I, C>(isa, a, panel, table);
+        }
+    }
+}
+
+/// Pointers into a panel.
+#[derive(Clone, Copy)]
+struct Panel {
+    groups: usize,
+    codes: *const u8,
+    planes: *const u8,
+    multipliers: *const u8,
+    row_scales: *const f32,
+}
+
+impl Panel {
+    #[inline(always)]
+    fn new<C: Codes>(a: LinearArgs) -> Self {
+        let layout = C::FORMAT.panel_layout(a.k);
+        Self {
+            groups: layout.groups,
+            codes: a.panel,
+            planes: a.panel.wrapping_add(layout.planes_at),
+            multipliers: a.panel.wrapping_add(layout.multipliers_at),
+            row_scales: a.panel.wrapping_add(layout.row_scales_at).cast(),
+        }
+    }
+}
+
+/// Calls `f` with the number of every strip, unrolled, so that the numbers are constants in it.
+#[inline(always)]
+fn each_strip<I: Isa>(mut f: impl FnMut(usize)) {
+    f(0);
+    if I::L <= 8 {
+        f(1);
+    }
+    if I::L <= 4 {
+        f(2);
+        f(3);
+    }
+    if I::L <= 2 {
+        f(4);
+        f(5);
+        f(6);
+        f(7);
+    }
+}
+
+/// A strip of a group, ready for any number of tokens.
+#[derive(Clone, Copy)]
+struct Strip<I: Isa> {
+    a: [I::B; 4],
+    b: [I::B; 4],
+    multipliers: I::F,
+}
+
+/// # Safety
+/// `g` is a group of the panel and `s` a strip.
+#[inline(always)]
+unsafe fn load_strip<I: Isa, C: Codes>(isa: I, panel: Panel, table: I::B, g: usize, s: usize) -> Strip<I> {
+    let half_bytes = if C::FORMAT.code_bits() == 8 { 4 * LINE } else { 2 * LINE };
+    let (a, b) = strip::<I>(s, half_bytes);
+    let (half_a, half_b) = (s * I::L / 8, (s * I::L + I::L / 2) / 8);
+    // q5 has both halves' bits in one line, q6 a line for each.
+    let plane_bits = C::FORMAT.plane_bits();
+    let (plane_a, plane_b) = strip::<I>(s, if plane_bits == 1 { 0 } else { LINE });
+    let multiplier_bytes = C::FORMAT.multiplier_bytes();
+    // SAFETY: the strip's registers lie within the group's lines; the group within the panel.
+    unsafe {
+        let codes = panel.codes.add(g * 2 * half_bytes);
+        let planes = panel.planes.wrapping_add(g * plane_bits * LINE);
+        let multipliers = panel.multipliers.wrapping_add((g * PANEL_ROWS + s * I::L) * multiplier_bytes);
+        Strip {
+            a: C::unpack(isa, table, codes.add(a), planes.wrapping_add(plane_a), half_a),
+            b: C::unpack(isa, table, codes.add(b), planes.wrapping_add(plane_b), half_b),
+            multipliers: C::multipliers(isa, multipliers),
+        }
+    }
+}
+
+/// A group of one token's activations.
+#[derive(Clone, Copy)]
+struct Group<I: Isa> {
+    x: [I::B; 4],
+    offset: I::I,
+    scale: I::F,
+}
+
+/// # Safety
+/// `row` is a quantized row of `groups` groups, of which `g` is one.
+#[inline(always)]
+unsafe fn load_group<I: Isa, C: Codes>(isa: I, row: *const u8, groups: usize, g: usize) -> Group<I> {
+    // SAFETY: as the layout of the row says.
+    unsafe {
+        let codes = row.add(g * GROUP).cast::<i8>();
+        let scale = row.add(groups * GROUP).cast::<f32>().add(g).read_unaligned();
+        let sum = row.add(groups * (GROUP + 4)).cast::<i32>().add(g).read_unaligned();
+        Group {
+            x: [isa.splat8(codes), isa.splat8(codes.add(8)), isa.splat8(codes.add(16)), isa.splat8(codes.add(24))],
+            offset: isa.splat_i(sum.wrapping_mul(C::offset::<I>())),
+            scale: isa.splat(scale),
+        }
+    }
+}
+
+/// The strip's contribution of one group and token.
+#[inline(always)]
+fn contribution<I: Isa, C: Codes>(isa: I, w: &Strip<I>, x: &Group<I>) -> I::F {
+    let sums = isa.pair_sum(C::dot4(isa, w.a, x.x), C::dot4(isa, w.b, x.x));
+    let dot = if C::offset::<I>() == 0 { sums } else { isa.sub_i(sums, x.offset) };
+    C::scaled(isa, isa.to_f(dot), w.multipliers, x.scale)
+}
+
+/// # Safety
+/// As [`panel`], with one token.
+#[inline(always)]
+unsafe fn one_token<I: Isa, C: Codes>(isa: I, a: LinearArgs, panel: Panel, table: I::B) {
+    let mut acc = [isa.splat(0.0); 8];
+    // SAFETY: g is below the number of groups, strips are those of the level.
+    unsafe {
+        let mut g = 0;
+        while g < panel.groups {
+            let x = load_group::<I, C>(isa, a.x, panel.groups, g);
+            each_strip::<I>(
+                #[inline(always)]
+                |s| {
+                    let w = load_strip::<I, C>(isa, panel, table, g, s);
+                    acc[s] = isa.add(acc[s], contribution::<I, C>(isa, &w, &x));
+                },
+            );
+            g += 1;
+        }
+        each_strip::<I>(
+            #[inline(always)]
+            |s| {
+                let y = if C::FORMAT.has_row_scale() {
+                    isa.mul(acc[s], isa.load(panel.row_scales.add(s * I::L)))
+                } else {
+                    acc[s]
+                };
+                isa.store(a.out.cast::<f32>().add(s * I::L), y);
+            },
+        );
+    }
+}
+
+/// # Safety
+/// As [`panel`].
+#[inline(always)]
+unsafe fn many_tokens<I: Isa, C: Codes>(isa: I, a: LinearArgs, panel: Panel, table: I::B) {
+    // SAFETY: t is below the number of tokens, g below that of groups, strips are those of the level.
+    unsafe {
+        let mut t = 0;
+        while t < a.tokens {
+            a.out.add(t).write_unaligned([0.0; PANEL_ROWS]);
+            t += 1;
+        }
+        let mut g = 0;
+        while g < panel.groups {
+            each_strip::<I>(
+                #[inline(always)]
+                |s| {
+                    let w = load_strip::<I, C>(isa, panel, table, g, s);
+                    let mut row = a.x;
+                    let mut out = a.out.cast::<f32>().add(s * I::L);
+                    let mut t = 0;
+                    while t < a.tokens {
+                        let x = load_group::<I, C>(isa, row, panel.groups, g);
+                        isa.store(out, isa.add(isa.load(out), contribution::<I, C>(isa, &w, &x)));
+                        row = row.wrapping_add(a.stride);
+                        out = out.wrapping_add(PANEL_ROWS);
+                        t += 1;
+                    }
+                },
+            );
+            g += 1;
+        }
+        if C::FORMAT.has_row_scale() {
+            each_strip::<I>(
+                #[inline(always)]
+                |s| {
+                    let scales = isa.load(panel.row_scales.add(s * I::L));
+                    let mut t = 0;
+                    while t < a.tokens {
+                        let out = a.out.add(t).cast::<f32>().add(s * I::L);
+                        isa.store(out, isa.mul(isa.load(out), scales));
+                        t += 1;
+                    }
+                },
+            );
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Linear layers: one panel of 16 output rows times a few rows of activations.
+//!
+//! The caller walks the panels of a weight and the tiles of tokens; threads share the work by panels. The layout of a
+//! panel is [`crate::weights`]'s, that of quantized activations [`quantize_row`](super::quantize_row)'s.
+//!
+//! What is computed, to the bit, by every level (`g` runs over the groups of 32 inputs in order, nothing is fused):
+//!
+//! ```text
+//! q4 q4l q5 q6   d = Σ c[q]·x            exact, in integers
+//!                acc = acc + (f32(d) · f32(multiplier)) · xscale[g]          y = acc · S[row]
+//! q8             acc = acc + f32(d) · (f32(f16 scale) · xscale[g])           y = acc
+//! q8r            acc = acc + f32(d) · xscale[g]                              y = acc · S[row]
+//! f32 f16        p = ((0 + w₀·x₀) + w₁·x₁) + …  over the group's inputs below K
+//!                acc = acc + p                                               y = acc
+//! ```
+//! `|d| < 2^24`, so `f32(d)` is exact and the product with the multiplier is the correctly rounded exact product.
+
+mod dequant;
+mod float;
+mod int;
+#[cfg(feature = "pack")]
+mod pack;
+#[cfg(all(test, feature = "pack", feature = "std"))]
+mod tests;
+
+use crate::kernels::quantize_row::quant_row_used;
+use crate::kernels::table::Kernels;
+use crate::weights::{PANEL_ROWS, WeightFormat};
+
+pub use dequant::dequant_row;
+#[cfg(feature = "pack")]
+pub use pack::{Multipliers, QuantizedRows, pack_float, pack_float_panel};
+
+pub(super) use float::{Half, Single, panel as float_panel};
+pub(super) use int::{Q4, Q4L, Q5, Q6, Q8, Q8R, panel as int_panel};
+
+/// Most tokens that one call of [`Kernels::linear_panel`] takes.
+pub const MAX_TOKENS: usize = 16;
+
+/// Rows of activations: quantized rows for quantized weights, f32 rows (little-endian, as on every supported CPU)
+/// for float weights.
+#[derive(Clone, Copy, Debug)]
+pub struct ActRows<'a> {
+    bytes: &'a [u8],
+    stride: usize,
+}
+
+impl<'a> ActRows<'a> {
+    /// Rows that begin every `stride` bytes.
+    #[must_use]
+    pub fn new(bytes: &'a [u8], stride: usize) -> Self {
+        Self { bytes, stride }
+    }
+    /// Float rows that begin every `stride` elements.
+    #[must_use]
+    pub fn floats(rows: &'a [f32], stride: usize) -> Self {
+        Self { bytes: bytemuck::cast_slice(rows), stride: 4 * stride }
+    }
+    /// The rows from number `n` on.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn skip(self, n: usize) -> Self {
+        Self { bytes: &self.bytes[n * self.stride..], stride: self.stride }
+    }
+}
+
+/// Operands of the linear entries.
+///
+/// - `panel` is valid for reading a whole panel of the format and `k`, `codebook` for 16 bytes.
+/// - Row `t < tokens` at `x + t·stride` is valid for reading a quantized row's used part (or `k` f32).
+/// - `out` is valid for writing `tokens` rows; `1 <= tokens <= MAX_TOKENS`.
+/// - No pointer needs alignment.
+#[derive(Clone, Copy)]
+pub(super) struct LinearArgs {
+    panel: *const u8,
+    codebook: *const u8,
+    k: usize,
+    x: *const u8,
+    stride: usize,
+    tokens: usize,
+    out: *mut [f32; PANEL_ROWS],
+}
+
+impl Kernels {
+    /// Multiplies one panel by `out.len()` rows of activations (1…[`MAX_TOKENS`]): `out[t][r]` is row `r` of the panel
+    /// times row `t` of `x`, row scale included.
+    ///
+    /// `codebook` is the file's table for [`WeightFormat::Q4`] (values + 64, at most 127), and is not read otherwise.
+    /// Panels should be 64-byte aligned, for speed.
+    ///
+    /// # Panics
+    /// When the panel is not exactly [`WeightFormat::panel_bytes`]`(k)` long, the rows end before the last token's, or
+    /// `out` has no or too many rows.
+    pub fn linear_panel(
+        &self,
+        format: WeightFormat,
+        codebook: &[u8; 16],
+        panel: &[u8],
+        k: usize,
+        x: ActRows<'_>,
+        out: &mut [[f32; PANEL_ROWS]],
+    ) {
+        let tokens = out.len();
+        assert!((1..=MAX_TOKENS).contains(&tokens), "tokens out of range");
+        assert_eq!(panel.len(), format.panel_bytes(k), "panel size");
+        let row = if format.is_float() { 4 * k } else { quant_row_used(k) };
+        let end = x.stride.checked_mul(tokens - 1).and_then(|last| last.checked_add(row));
+        assert!(end.is_some_and(|end| end <= x.bytes.len()), "activation rows too short");
+        let args = LinearArgs {
+            panel: panel.as_ptr(),
+            codebook: codebook.as_ptr(),
+            k,
+            x: x.bytes.as_ptr(),
+            stride: x.stride,
+            tokens,
+            out: out.as_mut_ptr(),
+        };
+        let entry = match format {
+            WeightFormat::F32 => self.linear_f32,
+            WeightFormat::F16 => self.linear_f16,
+            WeightFormat::Q8 => self.linear_q8,
+            WeightFormat::Q8R => self.linear_q8r,
+            WeightFormat::Q4 => self.linear_q4,
+            WeightFormat::Q4L => self.linear_q4l,
+            WeightFormat::Q5 => self.linear_q5,
+            WeightFormat::Q6 => self.linear_q6,
+        };
+        // SAFETY: the assertions above are the entry's conditions.
+        unsafe { entry(args) }
+    }
+}

@@ -1,0 +1,249 @@
+//! Rows of weights into panels, and back.
+
+use std::vec;
+use std::vec::Vec;
+
+use crate::kernels::isa::scalar::{f16_to_f32, f32_to_f16};
+use crate::weights::{GROUP, PANEL_ROWS, WeightFormat};
+
+/// Scales of the groups of [`QuantizedRows`], row by row, `⌈K / 32⌉` each.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Multipliers {
+    /// `q8r`: there are none.
+    None,
+    /// `q4`, `q4l`, `q5`, `q6`.
+    Int(Vec<i8>),
+    /// `q8`: binary16 bits.
+    Half(Vec<u16>),
+}
+
+/// A quantized weight before it is packed: `w[r,k] ≈ S[r] · s[r,g] · c[q[r,k]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedRows {
+    /// Which formula: a quantized format.
+    pub format: WeightFormat,
+    /// Inputs.
+    pub k: usize,
+    /// N × K codes: signed (offset not yet added), or for `q4` the index into the table.
+    pub codes: Vec<i8>,
+    /// Scales of the groups.
+    pub multipliers: Multipliers,
+    /// Scales of the rows, N of them; none for `q8`.
+    pub row_scales: Vec<f32>,
+}
+
+impl QuantizedRows {
+    /// Outputs.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.codes.len().checked_div(self.k).unwrap_or(0)
+    }
+
+    /// Range of the codes of `format`.
+    #[must_use]
+    pub fn code_range(format: WeightFormat) -> core::ops::RangeInclusive<i8> {
+        match format {
+            WeightFormat::Q4 => 0..=15,
+            WeightFormat::Q4L => -8..=7,
+            WeightFormat::Q5 => -16..=15,
+            WeightFormat::Q6 => -32..=31,
+            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Q8 | WeightFormat::Q8R => -128..=127,
+        }
+    }
+
+    /// Value of code `i` of row `r` without its scales.
+    fn value(&self, codebook: &[u8; 16], r: usize, i: usize) -> i32 {
+        let code = self.codes[r * self.k + i];
+        if self.format == WeightFormat::Q4 {
+            i32::from(codebook[usize::from(code as u8)]) - 64
+        } else {
+            i32::from(code)
+        }
+    }
+
+    /// Multiplier of group `g` of row `r`.
+    fn multiplier(&self, r: usize, g: usize) -> f32 {
+        let at = r * self.k.div_ceil(GROUP) + g;
+        match &self.multipliers {
+            Multipliers::None => 1.0,
+            Multipliers::Int(m) => f32::from(m[at]),
+            Multipliers::Half(m) => f16_to_f32(m[at]),
+        }
+    }
+
+    /// All weights as floats, N × K, by the same products as [`dequant_row`](super::dequant_row).
+    #[must_use]
+    pub fn dequantize(&self, codebook: &[u8; 16]) -> Vec<f32> {
+        let mut out = Vec::with_capacity(self.codes.len());
+        for r in 0..self.n() {
+            let row_scale = self.row_scales.get(r).copied().unwrap_or(1.0);
+            for i in 0..self.k {
+                out.push(self.value(codebook, r, i) as f32 * self.multiplier(r, i / GROUP) * row_scale);
+            }
+        }
+        out
+    }
+
+    /// Packs the rows `first_row..first_row + 16`, as far as they exist, into one panel.
+    ///
+    /// # Panics
+    /// When `panel` is not exactly [`WeightFormat::panel_bytes`]`(k)` long, the parts do not fit each other, the format
+    /// is a float format, or a code is out of [`QuantizedRows::code_range`].
+    pub fn pack_panel(&self, first_row: usize, panel: &mut [u8]) {
+        let (format, k, n) = (self.format, self.k, self.n());
+        let layout = format.panel_layout(k);
+        assert_eq!(panel.len(), layout.bytes, "panel size");
+        assert!(!format.is_float());
+        assert_eq!(self.codes.len(), n * k);
+        assert_eq!(self.row_scales.len(), if format.has_row_scale() { n } else { 0 });
+        let range = Self::code_range(format);
+        panel.fill(0);
+        for row in 0..PANEL_ROWS {
+            let r = first_row + row;
+            // Codes of rows and inputs that do not exist are 0: the linear formats' offset, the table's first entry.
+            // The row's multipliers, or the activations beyond K, are 0.
+            for i in 0..layout.groups * GROUP {
+                let code = if r < n && i < k { self.codes[r * k + i] } else { 0 };
+                assert!(range.contains(&code), "code {code} of row {r} out of range");
+                let stored = (i32::from(code) + format.code_offset()) as u8;
+                let place = format.code_place(row, i);
+                if format.code_bits() == 8 {
+                    panel[place.byte] = stored;
+                } else {
+                    panel[place.byte] |= (stored & 15) << place.shift;
+                    if format.plane_bits() != 0 {
+                        panel[layout.planes_at + place.plane_byte] |= (stored >> 4) << place.plane_shift;
+                    }
+                }
+            }
+            if r >= n {
+                continue;
+            }
+            for g in 0..layout.groups {
+                let (from, to) = (r * layout.groups + g, g * PANEL_ROWS + row);
+                match &self.multipliers {
+                    Multipliers::None => assert_eq!(format.multiplier_bytes(), 0),
+                    Multipliers::Int(m) => {
+                        assert_eq!(format.multiplier_bytes(), 1);
+                        panel[layout.multipliers_at + to] = m[from] as u8;
+                    }
+                    Multipliers::Half(m) => {
+                        assert_eq!(format.multiplier_bytes(), 2);
+                        let at = layout.multipliers_at + 2 * to;
+                        panel[at..at + 2].copy_from_slice(&m[from].to_le_bytes());
+                    }
+                }
+            }
+            if format.has_row_scale() {
+                let at = layout.row_scales_at + 4 * row;
+                panel[at..at + 4].copy_from_slice(&self.row_scales[r].to_le_bytes());
+            }
+        }
+    }
+
+    /// All panels, one after the other.
+    #[must_use]
+    pub fn pack(&self) -> Vec<u8> {
+        let bytes = self.format.panel_bytes(self.k);
+        let mut out = vec![0; self.format.tensor_bytes(self.n(), self.k)];
+        for (i, panel) in out.chunks_exact_mut(bytes).enumerate() {
+            self.pack_panel(i * PANEL_ROWS, panel);
+        }
+        out
+    }
+
+    /// The first `n` rows of packed panels of `format`.
+    ///
+    /// # Panics
+    /// When `panels` is not [`WeightFormat::tensor_bytes`]`(n, k)` long or the format is a float format.
+    #[must_use]
+    pub fn unpack(format: WeightFormat, panels: &[u8], n: usize, k: usize) -> Self {
+        assert_eq!(panels.len(), format.tensor_bytes(n, k), "tensor size");
+        assert!(!format.is_float());
+        let layout = format.panel_layout(k);
+        let mut rows = Self {
+            format,
+            k,
+            codes: Vec::with_capacity(n * k),
+            multipliers: match format.multiplier_bytes() {
+                0 => Multipliers::None,
+                1 => Multipliers::Int(Vec::new()),
+                _ => Multipliers::Half(Vec::new()),
+            },
+            row_scales: Vec::new(),
+        };
+        for r in 0..n {
+            let (panel, row) = (&panels[r / PANEL_ROWS * layout.bytes..][..layout.bytes], r % PANEL_ROWS);
+            for i in 0..k {
+                let place = format.code_place(row, i);
+                let code = if format.code_bits() == 8 {
+                    panel[place.byte]
+                } else {
+                    let high = match format.plane_bits() {
+                        0 => 0,
+                        bits => panel[layout.planes_at + place.plane_byte] >> place.plane_shift & ((1 << bits) - 1),
+                    };
+                    (panel[place.byte] >> place.shift & 15) | high << 4
+                };
+                rows.codes.push((i32::from(code as i8) - format.code_offset()) as i8);
+            }
+            for g in 0..layout.groups {
+                let at = g * PANEL_ROWS + row;
+                match &mut rows.multipliers {
+                    Multipliers::None => {}
+                    Multipliers::Int(m) => m.push(panel[layout.multipliers_at + at] as i8),
+                    Multipliers::Half(m) => {
+                        let at = layout.multipliers_at + 2 * at;
+                        m.push(u16::from_le_bytes([panel[at], panel[at + 1]]));
+                    }
+                }
+            }
+            if format.has_row_scale() {
+                let at = layout.row_scales_at + 4 * row;
+                let scale = [panel[at], panel[at + 1], panel[at + 2], panel[at + 3]];
+                rows.row_scales.push(f32::from_le_bytes(scale));
+            }
+        }
+        rows
+    }
+}
+
+/// Packs up to 16 rows of floats (row by row, K each) into one `f32` or `f16` panel; binary16 to nearest even.
+///
+/// # Panics
+/// When `panel` is not exactly [`WeightFormat::panel_bytes`]`(k)` long, `rows` are not whole rows, more than 16, or the
+/// format is not a float format.
+pub fn pack_float_panel(format: WeightFormat, rows: &[f32], k: usize, panel: &mut [u8]) {
+    assert_eq!(panel.len(), format.panel_bytes(k), "panel size");
+    assert!(format.is_float());
+    panel.fill(0);
+    if k == 0 {
+        return;
+    }
+    assert!(rows.len().is_multiple_of(k) && rows.len() <= PANEL_ROWS * k, "rows");
+    for (row, values) in rows.chunks_exact(k).enumerate() {
+        for (i, &value) in values.iter().enumerate() {
+            let at = i * PANEL_ROWS + row;
+            match format {
+                WeightFormat::F32 => panel[4 * at..4 * at + 4].copy_from_slice(&value.to_le_bytes()),
+                _ => panel[2 * at..2 * at + 2].copy_from_slice(&f32_to_f16(value).to_le_bytes()),
+            }
+        }
+    }
+}
+
+/// Packs an N × K weight of floats.
+///
+/// # Panics
+/// When `w` is not N × K or the format is not a float format.
+#[must_use]
+pub fn pack_float(format: WeightFormat, w: &[f32], n: usize, k: usize) -> Vec<u8> {
+    assert_eq!(w.len(), n * k, "weight size");
+    let mut out = vec![0; format.tensor_bytes(n, k)];
+    if k > 0 {
+        for (rows, panel) in w.chunks(PANEL_ROWS * k).zip(out.chunks_exact_mut(format.panel_bytes(k))) {
+            pack_float_panel(format, rows, k, panel);
+        }
+    }
+    out
+}
