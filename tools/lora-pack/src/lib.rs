@@ -1,1 +1,3 @@
 //! lora-pack as a library.
+
+pub mod quantize;
