@@ -1,3 +1,5 @@
 //! lora-pack as a library.
 
+pub mod merge;
 pub mod quantize;
+pub mod source;

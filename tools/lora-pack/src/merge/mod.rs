@@ -1,0 +1,202 @@
+//! Merging PEFT adapters into a base model.
+//!
+//! [`Merged`] is the checkpoint that the base and its adapters amount to: names, shapes, a config, and every tensor
+//! computed on demand in f32. Nothing is written and at most one tensor is in memory per caller.
+
+mod adapter;
+pub mod config;
+mod error;
+mod factors;
+mod keys;
+mod matrix;
+mod names;
+mod plan;
+mod recipe;
+mod targets;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use self::adapter::Adapter;
+pub use self::adapter::AdapterSpec;
+pub use self::config::{TaskType, Verdict};
+pub use self::error::{Level, MergeError, Note};
+use self::names::Names;
+use self::plan::Planner;
+use self::recipe::{Inputs, Recipe};
+use crate::source::{BaseModel, TokenizerFiles, quote};
+
+/// How to merge.
+#[derive(Debug, Clone, Default)]
+pub struct MergeOptions {
+    /// Turns disagreements between an adapter's config and its tensors, and unknown config fields, into warnings; what
+    /// PEFT would do then holds.
+    pub force: bool,
+}
+
+/// One tensor that differs from the base.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Changed {
+    /// Its name in the merged model.
+    pub name: String,
+    /// Adapter tensors that went into it: (index of the adapter, name in its file).
+    pub from: Vec<(usize, String)>,
+}
+
+/// What one adapter was and what of it was used.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct AdapterSummary {
+    /// The last part of its path.
+    pub label: String,
+    /// The weight it was given.
+    pub weight: f64,
+    /// `peft_type`.
+    pub method: String,
+    /// Default rank.
+    pub r: usize,
+    /// Default alpha.
+    pub alpha: f64,
+    /// Tensors in the file.
+    pub tensors: usize,
+    /// Tensors that went into the merged model.
+    pub applied: usize,
+    /// Tensors without meaning for inference, and why.
+    pub ignored: Vec<(String, &'static str)>,
+    /// The verdict on every field of the config.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// A base with adapters merged in.
+pub struct Merged<'a> {
+    base: &'a BaseModel,
+    adapters: Vec<Adapter>,
+    names: Names,
+    recipes: BTreeMap<String, Recipe>,
+    applied: BTreeMap<String, Vec<(usize, Vec<String>)>>,
+    config: Value,
+    task: Option<TaskType>,
+    notes: Vec<Note>,
+}
+
+impl<'a> Merged<'a> {
+    /// Opens the adapters and plans the merge; reads the adapters' tensors, and of the base only shapes.
+    pub fn new(base: &'a BaseModel, specs: &[AdapterSpec], options: &MergeOptions) -> Result<Self, MergeError> {
+        let mut notes = Vec::new();
+        let adapters =
+            specs.iter().map(|s| Adapter::open(s, options.force, &mut notes)).collect::<Result<Vec<_>, _>>()?;
+        let params = base.tensors().iter().map(|t| (t.name.to_owned(), t.name.to_owned())).collect();
+        let mut planner = Planner::new(base, Names::new(base.model_type(), params), options.force);
+        for (index, adapter) in adapters.iter().enumerate() {
+            planner.add(index, adapter)?;
+        }
+        let Planner { names, recipes, applied, notes: planned, .. } = planner;
+        notes.extend(planned);
+        let task = adapters.iter().find_map(|a| a.config.task);
+        Ok(Self { base, adapters, names, recipes, applied, config: base.config.clone(), task, notes })
+    }
+
+    /// Names of all tensors of the merged model, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let all: BTreeSet<&str> = self.names.iter().chain(self.recipes.keys().map(String::as_str)).collect();
+        all.into_iter()
+    }
+
+    /// Shape of a tensor of the merged model.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        match self.recipes.get(name) {
+            Some(recipe) => Some(&recipe.shape),
+            None => self.names.origin(name).and_then(|o| self.base.tensors().get(o)).map(|t| t.shape),
+        }
+    }
+
+    /// Computes a tensor: the base's, widened to f32, with everything that the adapters do to it. Refuses NaN and
+    /// infinities. May be called from several threads.
+    pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, MergeError> {
+        let w = match self.recipes.get(name) {
+            Some(recipe) => recipe.make(&Inputs { base: self.base, adapters: &self.adapters })?,
+            None => {
+                let origin = self.names.origin(name).ok_or_else(|| MergeError::NoTensor(name.to_owned()))?;
+                self.base.read_f32(origin)?
+            }
+        };
+        match matrix::first_not_finite(&w) {
+            None => Ok(w),
+            Some(at) => {
+                let from = match self.recipes.contains_key(name) {
+                    true => Cow::from("after merging"),
+                    false => format!("stored so in {}", self.base.dir.display()).into(),
+                };
+                Err(MergeError::NotFinite { tensor: name.to_owned(), at, value: w[at], from: from.into_owned() })
+            }
+        }
+    }
+
+    /// The tensors that differ from the base, by name.
+    pub fn changed(&self) -> Vec<Changed> {
+        let one = |(name, from): (&String, &Vec<(usize, Vec<String>)>)| Changed {
+            name: name.clone(),
+            from: from.iter().flat_map(|(i, keys)| keys.iter().map(|k| (*i, k.clone()))).collect(),
+        };
+        self.applied.iter().map(one).collect()
+    }
+
+    /// What became of each adapter.
+    pub fn adapters(&self) -> Vec<AdapterSummary> {
+        let summary = |(index, a): (usize, &Adapter)| {
+            let used: BTreeSet<&str> = self
+                .applied
+                .values()
+                .flatten()
+                .filter(|(i, _)| *i == index)
+                .flat_map(|(_, keys)| keys.iter().map(String::as_str))
+                .collect();
+            AdapterSummary {
+                label: a.label.clone(),
+                weight: a.weight,
+                method: a.method.clone(),
+                r: a.config.r,
+                alpha: a.config.alpha,
+                tensors: a.files.tensors.len(),
+                applied: used.len(),
+                ignored: a.ignored.clone(),
+                verdicts: a.verdicts.clone(),
+            }
+        };
+        self.adapters.iter().enumerate().map(summary).collect()
+    }
+
+    /// The base's config with what the merge changed.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The task that the adapters were trained for.
+    pub fn task(&self) -> Option<TaskType> {
+        self.task
+    }
+
+    /// What a user should know.
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    /// The base.
+    pub fn base(&self) -> &'a BaseModel {
+        self.base
+    }
+
+    /// The tokenizer: the last adapter's that brings one, else the base's.
+    pub fn tokenizer(&self) -> &TokenizerFiles {
+        let own = self.adapters.iter().rev().map(|a| &a.files.tokenizer).find(|t| t.is_present());
+        own.unwrap_or(&self.base.tokenizer)
+    }
+}
+
+impl std::fmt::Debug for Merged<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let labels: Vec<String> = self.adapters.iter().map(|a| quote(&a.label)).collect();
+        f.debug_struct("Merged").field("base", &self.base.dir).field("adapters", &labels).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,142 @@
+//! Element types of stored tensors, and widening them to f32.
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+/// An element type by its safetensors name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names are the documentation: they are the format's own")]
+pub enum Dtype {
+    Bool,
+    U8,
+    I8,
+    I16,
+    U16,
+    I32,
+    U32,
+    I64,
+    U64,
+    F8E4M3,
+    F8E5M2,
+    F16,
+    BF16,
+    F32,
+    F64,
+}
+
+impl Dtype {
+    const ALL: [(Dtype, &'static str, usize); 15] = [
+        (Dtype::Bool, "BOOL", 1),
+        (Dtype::U8, "U8", 1),
+        (Dtype::I8, "I8", 1),
+        (Dtype::I16, "I16", 2),
+        (Dtype::U16, "U16", 2),
+        (Dtype::I32, "I32", 4),
+        (Dtype::U32, "U32", 4),
+        (Dtype::I64, "I64", 8),
+        (Dtype::U64, "U64", 8),
+        (Dtype::F8E4M3, "F8_E4M3", 1),
+        (Dtype::F8E5M2, "F8_E5M2", 1),
+        (Dtype::F16, "F16", 2),
+        (Dtype::BF16, "BF16", 2),
+        (Dtype::F32, "F32", 4),
+        (Dtype::F64, "F64", 8),
+    ];
+
+    /// The type of that safetensors name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, n, _)| *n == name).map(|(d, _, _)| *d)
+    }
+
+    fn row(self) -> &'static (Dtype, &'static str, usize) {
+        // The table lists every variant; a test walks it.
+        Self::ALL.iter().find(|(d, _, _)| *d == self).unwrap_or(&Self::ALL[0])
+    }
+
+    /// The safetensors name.
+    pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        self.row().2
+    }
+
+    /// Whether the elements are floating-point numbers, which is what weights are made of.
+    pub fn is_float(self) -> bool {
+        matches!(self, Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
+    }
+
+    /// Widens (F64: rounds to nearest) little-endian `bytes` into `out`, one element each. `false` when the type is
+    /// not a float; the lengths must agree.
+    pub(crate) fn widen(self, bytes: &[u8], out: &mut [f32]) -> bool {
+        debug_assert_eq!(bytes.len(), out.len() * self.size());
+        match self {
+            Dtype::F32 => convert(bytes, out, f32::from_le_bytes),
+            Dtype::F16 => convert(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => convert(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => convert(bytes, out, |b| f64::from_le_bytes(b) as f32),
+            Dtype::F8E4M3 => convert(bytes, out, |[b]| f8e4m3(b)),
+            // E5M2 is the upper half of an f16.
+            Dtype::F8E5M2 => convert(bytes, out, |[b]| f16::from_bits(u16::from(b) << 8).to_f32()),
+            _ => return false,
+        }
+        true
+    }
+}
+
+fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], one: impl Fn([u8; N]) -> f32 + Sync) {
+    const CHUNK: usize = 1 << 16;
+    out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).for_each(|(out, bytes)| {
+        for (o, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+            *o = one(*b);
+        }
+    });
+}
+
+/// E4M3 in its "fn" form: bias 7, no infinities, only 0x7f and 0xff are NaN.
+fn f8e4m3(b: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(b >> 3 & 0xf), f32::from(b & 7));
+    let magnitude = match (exponent, b & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 8.0 * 2f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if b & 0x80 != 0 { -magnitude } else { magnitude }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variant_is_in_the_table() {
+        for (dtype, name, size) in Dtype::ALL {
+            assert_eq!((dtype.name(), dtype.size()), (name, size));
+            assert_eq!(Dtype::from_name(name), Some(dtype));
+        }
+        assert_eq!(Dtype::from_name("F5"), None);
+    }
+
+    #[test]
+    fn floats_widen() {
+        let one = |d: Dtype, bytes: &[u8]| {
+            let mut out = [0f32];
+            assert!(d.widen(bytes, &mut out));
+            out[0]
+        };
+        assert_eq!(one(Dtype::F32, &1.5f32.to_le_bytes()), 1.5);
+        assert_eq!(one(Dtype::F64, &(-2.25f64).to_le_bytes()), -2.25);
+        assert_eq!(one(Dtype::F16, &[0x00, 0x3c]), 1.0);
+        assert_eq!(one(Dtype::F16, &[0x01, 0x00]), 2f32.powi(-24));
+        assert_eq!(one(Dtype::BF16, &[0x80, 0x3f]), 1.0);
+        assert_eq!(one(Dtype::F8E4M3, &[0x38]), 1.0);
+        assert_eq!(one(Dtype::F8E4M3, &[0x7e]), 448.0);
+        assert_eq!(one(Dtype::F8E4M3, &[0x81]), -(2f32.powi(-9)));
+        assert!(one(Dtype::F8E4M3, &[0x7f]).is_nan());
+        assert_eq!(one(Dtype::F8E5M2, &[0x7b]), 57344.0);
+        assert!(one(Dtype::F8E5M2, &[0x7c]).is_infinite());
+        assert!(!Dtype::I64.widen(&[0; 8], &mut [0.0]));
+    }
+}

@@ -1,0 +1,24 @@
+//! Reading what other tools wrote: Hugging Face model folders and PEFT adapter folders.
+//!
+//! Every byte here comes from outside, so each reader checks before it trusts and answers with a [`SourceError`] that
+//! names the file and, where there is one, the tensor or the field. Weights are mapped, never read as a whole.
+
+pub mod adapter;
+pub mod dtype;
+mod error;
+mod index;
+pub mod json;
+mod map;
+pub mod model;
+pub mod pickle;
+pub mod safetensors;
+pub mod tensors;
+pub mod tokenizer;
+mod zip;
+
+pub use adapter::AdapterFiles;
+pub use dtype::Dtype;
+pub use error::{SourceError, quote};
+pub use model::BaseModel;
+pub use tensors::{TensorIndex, TensorView};
+pub use tokenizer::TokenizerFiles;

@@ -1,0 +1,138 @@
+//! A base model: a Hugging Face folder, or one `.safetensors` file with `config.json` beside it.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{SourceError, TensorIndex, TokenizerFiles, index, json};
+
+/// An opened base model: its configs read, its weights mapped.
+#[derive(Debug)]
+pub struct BaseModel {
+    /// The folder.
+    pub dir: PathBuf,
+    /// `config.json`; an object with a `model_type`.
+    pub config: Value,
+    /// `generation_config.json`.
+    pub generation_config: Option<Value>,
+    /// Tokenizer and chat template.
+    pub tokenizer: TokenizerFiles,
+    tensors: TensorIndex,
+    fingerprint: OnceLock<[u8; 32]>,
+}
+
+impl BaseModel {
+    /// Opens a model folder, or the single weights file in one.
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        let meta = std::fs::metadata(path).map_err(|e| SourceError::io(path, e))?;
+        let (dir, file) = if meta.is_dir() {
+            (path.to_owned(), None)
+        } else {
+            let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            (dir.to_owned(), Some(path.to_owned()))
+        };
+        let config = read_config(&dir)?;
+        let tensors = match file {
+            Some(file) => TensorIndex::open(&file)?,
+            None => open_weights(&dir)?,
+        };
+        if tensors.is_empty() {
+            return Err(SourceError::file(&dir, "the weights file has no tensors"));
+        }
+        Ok(Self {
+            config,
+            generation_config: json::read_if_there(&dir.join("generation_config.json"))?,
+            tokenizer: TokenizerFiles::read(&dir)?,
+            tensors,
+            dir,
+            fingerprint: OnceLock::new(),
+        })
+    }
+
+    /// All stored tensors.
+    pub fn tensors(&self) -> &TensorIndex {
+        &self.tensors
+    }
+
+    /// `model_type` of the config.
+    pub fn model_type(&self) -> &str {
+        self.config.get("model_type").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// One stored tensor, widened.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, SourceError> {
+        self.tensors.get(name).ok_or_else(|| SourceError::tensor(&self.dir, name, "missing"))?.read_f32()
+    }
+
+    /// SHA-256 over every tensor's name, dtype, shape and bytes, and the config: equal for equal models however they
+    /// are sharded. Reads all weights on the first call.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        *self.fingerprint.get_or_init(|| {
+            let tensors: Vec<_> = self.tensors.iter().collect();
+            let parts: Vec<[u8; 32]> = tensors
+                .par_iter()
+                .map(|t| {
+                    let mut hash = Sha256::new();
+                    hash.update((t.name.len() as u64).to_le_bytes());
+                    hash.update(t.name);
+                    hash.update(t.dtype.name());
+                    hash.update((t.shape.len() as u64).to_le_bytes());
+                    for &d in t.shape {
+                        hash.update((d as u64).to_le_bytes());
+                    }
+                    hash.update(t.bytes);
+                    hash.finalize().into()
+                })
+                .collect();
+            let mut hash = Sha256::new();
+            hash.update(self.config.to_string());
+            for part in parts {
+                hash.update(part);
+            }
+            hash.finalize().into()
+        })
+    }
+}
+
+fn read_config(dir: &Path) -> Result<Value, SourceError> {
+    let path = dir.join("config.json");
+    let config = json::read(&path)?;
+    let Some(object) = config.as_object() else {
+        return Err(SourceError::file(&path, "not a JSON object"));
+    };
+    match object.get("model_type") {
+        Some(Value::String(_)) => {}
+        Some(_) => return Err(SourceError::field(&path, "model_type", "not a string")),
+        None => return Err(SourceError::field(&path, "model_type", "missing: it names the architecture")),
+    }
+    if let Some(quantized) = object.get("quantization_config").filter(|v| !v.is_null()) {
+        let method = quantized.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
+        let problem = format!("the weights are quantized already ({method}); pass the float model that they came from");
+        return Err(SourceError::field(&path, "quantization_config", problem));
+    }
+    Ok(config)
+}
+
+/// The files that transformers would load, in its order.
+fn open_weights(dir: &Path) -> Result<TensorIndex, SourceError> {
+    let single = dir.join("model.safetensors");
+    if single.exists() {
+        return TensorIndex::open(&single);
+    }
+    let sharded = dir.join("model.safetensors.index.json");
+    if sharded.exists() {
+        return index::open(&sharded);
+    }
+    let pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt"];
+    let problem = match pickles.iter().find(|p| dir.join(p).exists()) {
+        Some(pickle) => format!("only {pickle} is here; a pickle can run code, so convert the model to safetensors"),
+        None if dir.join("adapter_config.json").exists() => {
+            "no model.safetensors here, but an adapter_config.json: this is an adapter, not a base model".into()
+        }
+        None => "no weights: neither model.safetensors nor model.safetensors.index.json is here".into(),
+    };
+    Err(SourceError::file(dir, problem))
+}

@@ -1,0 +1,173 @@
+//! All tensors of a model or an adapter under their names, wherever they are stored.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use super::map::MappedFile;
+use super::{Dtype, SourceError, safetensors};
+
+/// Name → stored tensor, sorted by name. The bytes stay in the mapped files.
+#[derive(Debug, Default)]
+pub struct TensorIndex {
+    files: Vec<MappedFile>,
+    entries: BTreeMap<String, Stored>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Data,
+}
+
+#[derive(Debug)]
+enum Data {
+    Mapped(Range<usize>),
+    /// Gathered from a strided view of a pickled tensor.
+    Owned(Vec<u8>),
+}
+
+/// One stored tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorView<'a> {
+    /// Name as the file spells it.
+    pub name: &'a str,
+    /// The file that holds it.
+    pub file: &'a Path,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions, outermost first.
+    pub shape: &'a [usize],
+    /// Its little-endian bytes, at any alignment.
+    pub bytes: &'a [u8],
+}
+
+impl TensorIndex {
+    /// Opens one safetensors file.
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        let mut index = Self::default();
+        index.add_safetensors(path, |_| true)?;
+        Ok(index)
+    }
+
+    /// Adds those tensors of a safetensors file that `wanted` names; the whole header is checked either way.
+    pub(super) fn add_safetensors(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<(), SourceError> {
+        let file = MappedFile::open(path)?;
+        let header = safetensors::parse(path, file.bytes())?;
+        let number = self.add_file(file);
+        for t in header.tensors.into_iter().filter(|t| wanted(&t.name)) {
+            self.insert(number, t.name, t.dtype, t.shape, Data::Mapped(t.range))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_file(&mut self, file: MappedFile) -> usize {
+        self.files.push(file);
+        self.files.len() - 1
+    }
+
+    pub(super) fn add_mapped(
+        &mut self,
+        file: usize,
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        range: Range<usize>,
+    ) -> Result<(), SourceError> {
+        self.insert(file, name, dtype, shape, Data::Mapped(range))
+    }
+
+    pub(super) fn add_owned(
+        &mut self,
+        file: usize,
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        bytes: Vec<u8>,
+    ) -> Result<(), SourceError> {
+        self.insert(file, name, dtype, shape, Data::Owned(bytes))
+    }
+
+    fn insert(
+        &mut self,
+        file: usize,
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        data: Data,
+    ) -> Result<(), SourceError> {
+        if let Some(other) = self.entries.get(&name) {
+            let other = self.files[other.file].path().display().to_string();
+            let problem = format!("duplicate: it is also in {other}");
+            return Err(SourceError::tensor(self.files[file].path(), name, problem));
+        }
+        self.entries.insert(name, Stored { file, dtype, shape, data });
+        Ok(())
+    }
+
+    /// How many tensors there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        self.entries.get_key_value(name).map(|(name, s)| self.view(name, s))
+    }
+
+    /// All tensors, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = TensorView<'_>> {
+        self.entries.iter().map(|(name, s)| self.view(name, s))
+    }
+
+    fn view<'a>(&'a self, name: &'a str, s: &'a Stored) -> TensorView<'a> {
+        let file = &self.files[s.file];
+        let bytes = match &s.data {
+            Data::Mapped(range) => &file.bytes()[range.clone()],
+            Data::Owned(bytes) => bytes,
+        };
+        TensorView { name, file: file.path(), dtype: s.dtype, shape: &s.shape, bytes }
+    }
+}
+
+impl TensorView<'_> {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// The elements as f32: half types widen exactly, F64 rounds to nearest, integers are refused.
+    pub fn read_f32(&self) -> Result<Vec<f32>, SourceError> {
+        let mut out = vec![0.0; self.elements()];
+        if !self.dtype.widen(self.bytes, &mut out) {
+            return Err(self.problem(format!("dtype {} where a floating-point one is needed", self.dtype.name())));
+        }
+        Ok(out)
+    }
+
+    /// The elements as integers (I32, I64), for the few adapter tensors that hold positions.
+    pub fn read_i64(&self) -> Result<Vec<i64>, SourceError> {
+        match self.dtype {
+            Dtype::I64 => Ok(self.bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
+            Dtype::I32 => Ok(self.bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()),
+            other => Err(self.problem(format!("dtype {} where integers are needed", other.name()))),
+        }
+    }
+
+    /// An error about this tensor.
+    pub fn problem(&self, problem: impl Into<String>) -> SourceError {
+        SourceError::tensor(self.file, self.name, problem)
+    }
+}

@@ -1,0 +1,61 @@
+//! The files beside the weights that say how text becomes tokens. Only read here; compiled elsewhere.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{SourceError, json};
+
+/// The largest published `tokenizer.json` files have some 40 MB.
+const MAX_TOKENIZER: u64 = 128 << 20;
+
+/// Tokenizer and chat template as a folder holds them; every part may be absent.
+#[derive(Debug, Clone, Default)]
+pub struct TokenizerFiles {
+    /// The folder.
+    pub dir: PathBuf,
+    /// `tokenizer.json`, not parsed.
+    pub tokenizer_json: Option<Vec<u8>>,
+    /// `tokenizer_config.json`.
+    pub tokenizer_config: Option<Value>,
+    /// `special_tokens_map.json`.
+    pub special_tokens_map: Option<Value>,
+    /// The chat template: `chat_template.jinja`, else `chat_template.json`, else the one in `tokenizer_config.json`
+    /// (its `default` where there are several).
+    pub chat_template: Option<String>,
+}
+
+impl TokenizerFiles {
+    /// Reads what `dir` has.
+    pub fn read(dir: &Path) -> Result<Self, SourceError> {
+        let tokenizer_json = json::read_optional(&dir.join("tokenizer.json"), MAX_TOKENIZER)?;
+        let tokenizer_config = json::read_if_there(&dir.join("tokenizer_config.json"))?;
+        let special_tokens_map = json::read_if_there(&dir.join("special_tokens_map.json"))?;
+        let chat_template = chat_template(dir, tokenizer_config.as_ref())?;
+        Ok(Self { dir: dir.to_owned(), tokenizer_json, tokenizer_config, special_tokens_map, chat_template })
+    }
+
+    /// Whether the folder has a tokenizer of its own.
+    pub fn is_present(&self) -> bool {
+        self.tokenizer_json.is_some()
+    }
+}
+
+fn chat_template(dir: &Path, config: Option<&Value>) -> Result<Option<String>, SourceError> {
+    let jinja = dir.join("chat_template.jinja");
+    if let Some(bytes) = json::read_optional(&jinja, json::MAX_CONFIG)? {
+        let text = String::from_utf8(bytes).map_err(|_| SourceError::file(&jinja, "not UTF-8"))?;
+        return Ok(Some(text));
+    }
+    let wrapped = json::read_if_there(&dir.join("chat_template.json"))?;
+    let value = wrapped.as_ref().and_then(|v| v.get("chat_template")).or(config.and_then(|c| c.get("chat_template")));
+    Ok(match value {
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Array(named)) => {
+            let is_default = |t: &&Value| t.get("name").and_then(Value::as_str) == Some("default");
+            let chosen = named.iter().find(is_default).and_then(|t| t.get("template"));
+            chosen.and_then(Value::as_str).map(str::to_owned)
+        }
+        _ => None,
+    })
+}
