@@ -107,3 +107,35 @@ pub fn row_sum(x: &[f32]) -> f32 {
     }
     lanes[0]
 }
+
+/// Horner's rule in plain floats.
+pub fn horner(x: f32, c: &[f32]) -> f32 {
+    c.iter().rev().skip(1).fold(c[c.len() - 1], |p, c| p * x + c)
+}
+
+/// `math::exp` in plain floats, written a second time from its definition.
+pub fn exp(x: f32) -> f32 {
+    if x.is_nan() {
+        return x;
+    }
+    if x <= -87.3365 {
+        return 0.0;
+    }
+    let x = if x > 88.72283 { 88.72283 } else { x };
+    let n = (x * core::f32::consts::LOG2_E).round_ties_even();
+    let r = (x - n * (355.0 / 512.0)) - n * -2.121_944_4e-4;
+    let p = horner(r, &[0.499_999_94, 0.166_665_17, 0.041_668_102, 0.008_369_192, 0.001_383_887_5]);
+    let p = 1.0 + (r + (r * r) * p);
+    // 2ⁿ may overflow where p < 1, so scale in two exact steps.
+    let half = (n as i32) / 2;
+    p * 2f32.powi(half) * 2f32.powi(n as i32 - half)
+}
+
+/// `math::tanh` likewise.
+pub fn tanh(x: f32) -> f32 {
+    if x.abs() < 0.625 {
+        let t = x * x;
+        return x + (x * t) * horner(t, &[-0.333_332_8, 0.133_314_06, -0.053_736_515, 0.020_628_234, -0.005_692_538_3]);
+    }
+    if x.is_nan() { x } else { (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x) }
+}

@@ -1,6 +1,7 @@
 //! Kernels: one generic body per family, instantiated for every instruction-set level.
 #![expect(unsafe_code, reason = "kernels read and write through pointers; every block states its condition")]
 
+mod attend;
 #[cfg(test)]
 mod cases;
 mod detect;
@@ -8,6 +9,7 @@ mod elementwise;
 #[cfg(all(test, feature = "pack", feature = "std"))]
 mod guarded;
 pub mod isa;
+mod kv;
 mod level;
 mod linear;
 pub mod math;
@@ -20,7 +22,9 @@ mod rotary;
 mod select;
 mod table;
 
+pub use attend::{Attend, Bias, STEP as ATTEND_STEP};
 pub use elementwise::Act;
+pub use kv::{KV_ALIGN, KV_BLOCK, KvLayout, KvType, kv_head_bytes};
 pub use level::Level;
 pub use linear::{ActRows, MAX_TOKENS, dequant_row};
 #[cfg(feature = "pack")]

@@ -2,7 +2,7 @@
 //!
 //! A **row sum** is defined on 16 lanes at every level: lane `j` starts at +0 and adds the elements `j, j + 16,
 //! j + 32, …` of the row in that order; then the lanes are folded, `i + 8` onto `i`, `i + 4` onto `i`, `+ 2`, `+ 1`
-//! (see [`sum_lanes`](super::isa::sum_lanes)). A row that ends within a step of 16 counts as padded with +0, which
+//! (see [`sum_lanes`]). A row that ends within a step of 16 counts as padded with +0, which
 //! changes no lane: a lane is never −0.
 
 use super::isa::{Isa, LANES, sum_lanes};

@@ -1,11 +1,14 @@
 //! The tables of kernel entry points, one per level, and the only place that chooses between them.
 //!
-//! To add a kernel: write its body generic over [`Isa`] and `#[inline(always)]`, and add one line to `families` below.
-//! The macro writes, for each level, an entry function that carries the level's `#[target_feature]` and calls
-//! the body, and puts it into the level's table.
+//! To add a kernel: write its body generic over [`Isa`] and `#[inline(always)]`, and add one line to a list below:
+//! `integers` where dot products of codes are involved, else `floats`. The macro writes, for each level, an entry
+//! function that carries the level's `#[target_feature]` and calls the body, and puts it into the level's table. Levels
+//! that differ in their dot products alone share the float entries: the last word of a level names whose it takes.
 
+use super::attend::{self, Attend, State, tile::Tile};
 use super::elementwise::{self, Act};
 use super::isa::{Isa, scalar};
+use super::kv::{self, StoreArgs};
 use super::level::Level;
 use super::linear::{self, LinearArgs};
 use super::norm;
@@ -19,56 +22,111 @@ use super::isa::x86;
 /// Writes the struct of entries and a static table per level.
 macro_rules! tables {
     (
-        levels { $({ $(#[cfg($cfg:meta)])? $module:ident #$attribute:tt $level:ident, $isa:ty })* }
-        families $families:tt
+        levels { $({
+            $(#[cfg($cfg:meta)])? $module:ident #$attribute:tt $level:ident, $isa:ty, $float_module:ident
+        })* }
+        float_levels { $({ $(#[cfg($float_cfg:meta)])? $floats:ident #$float_attribute:tt $float_isa:ty })* }
+        integers $integers:tt
+        floats $float_list:tt
     ) => {
-        tables!(@struct $families);
+        tables!(@struct $integers $float_list);
+        $(
+            $(#[cfg($float_cfg)])?
+            mod $floats {
+                use super::*;
+                tables!(@entries #$float_attribute $float_isa, pub(super), $float_list);
+            }
+        )*
         $(
             $(#[cfg($cfg)])?
             mod $module {
                 use super::*;
-                tables!(@level $attribute $level $isa, $families);
+                tables!(@entries #$attribute $isa, , $integers);
+                tables!(@table $level $float_module $integers $float_list);
             }
         )*
         /// Every table of this build.
         static TABLES: &[&Kernels] = &[$($(#[cfg($cfg)])? &$module::KERNELS),*];
     };
-    (@struct { $($(#[$doc:meta])* $name:ident: fn($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)* }) => {
+    (@struct
+     { $($(#[$doc:meta])* $name:ident: fn($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)* }
+     { $($(#[$float_doc:meta])* $float:ident:
+         fn($($float_arg:ident: $float_ty:ty),*) $(-> $float_ret:ty)? = $float_body:expr;)* }
+    ) => {
         /// The kernels of one level. Every entry of every level computes the same bits.
         #[non_exhaustive]
         pub struct Kernels {
             level: Level,
             $($(#[$doc])* pub(super) $name: unsafe fn($($ty),*) $(-> $ret)?,)*
+            $($(#[$float_doc])* pub(super) $float: unsafe fn($($float_ty),*) $(-> $float_ret)?,)*
         }
     };
-    (@level $attribute:tt $level:ident $isa:ty,
-     { $($(#[$doc:meta])* $name:ident: fn($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)* }) => {
+    (@entries #$attribute:tt $isa:ty, $vis:vis,
+     { $($(#[$doc:meta])* $name:ident: fn($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)* }
+    ) => {
         $(
             #$attribute
-            unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
+            $vis unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: the table is handed out only where the CPU has the level's instructions; the body's
                 // conditions are the caller's.
                 unsafe { $body(<$isa>::proof(), $($arg),*) }
             }
         )*
-        pub(super) static KERNELS: Kernels = Kernels { level: Level::$level, $($name),* };
+    };
+    (@table $level:ident $float_module:ident
+     { $($(#[$doc:meta])* $name:ident: fn($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)* }
+     { $($(#[$float_doc:meta])* $float:ident:
+         fn($($float_arg:ident: $float_ty:ty),*) $(-> $float_ret:ty)? = $float_body:expr;)* }
+    ) => {
+        pub(super) static KERNELS: Kernels =
+            Kernels { level: Level::$level, $($name,)* $($float: $float_module::$float),* };
     };
 }
 
 tables! {
     levels {
-        { scalar_table #[inline(never)] Scalar, scalar::Scalar }
-        { #[cfg(target_arch = "x86_64")] sse41 #[target_feature(enable = "sse4.1,ssse3")] Sse41, x86::Sse41 }
-        { #[cfg(target_arch = "x86_64")] avx2 #[target_feature(enable = "avx2,f16c")] Avx2, x86::Avx2 }
-        { #[cfg(target_arch = "x86_64")] avxvnni #[target_feature(enable = "avx2,f16c,avxvnni")] AvxVnni, x86::AvxVnni }
-        { #[cfg(all(test, target_arch = "x86_64"))]
-          avx512vl #[target_feature(enable = "avx2,f16c,avx512f,avx512vl,avx512vnni")] Avx512, x86::Avx512Vl }
+        { scalar_table #[inline(never)] Scalar, scalar::Scalar, scalar_floats }
         { #[cfg(target_arch = "x86_64")]
-          avx512 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")] Avx512, x86::Avx512 }
+          sse41 #[target_feature(enable = "sse4.1,ssse3")] Sse41, x86::Sse41, sse41_floats }
+        { #[cfg(target_arch = "x86_64")]
+          avx2 #[target_feature(enable = "avx2,f16c")] Avx2, x86::Avx2, avx2_floats }
+        { #[cfg(target_arch = "x86_64")]
+          avxvnni #[target_feature(enable = "avx2,f16c,avxvnni")] AvxVnni, x86::AvxVnni, avx2_floats }
+        { #[cfg(all(test, target_arch = "x86_64"))]
+          avx512vl #[target_feature(enable = "avx2,f16c,avx512f,avx512vl,avx512vnni")]
+          Avx512, x86::Avx512Vl, avx2_floats }
+        { #[cfg(target_arch = "x86_64")]
+          avx512 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+          Avx512, x86::Avx512, avx512_floats }
     }
-    families {
+    float_levels {
+        { scalar_floats #[inline(never)] scalar::Scalar }
+        { #[cfg(target_arch = "x86_64")] sse41_floats #[target_feature(enable = "sse4.1,ssse3")] x86::Sse41 }
+        { #[cfg(target_arch = "x86_64")] avx2_floats #[target_feature(enable = "avx2,f16c")] x86::Avx2 }
+        { #[cfg(target_arch = "x86_64")]
+          avx512_floats #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")] x86::Avx512 }
+    }
+    integers {
         /// Quantizes a row of activations.
         quantize_row: fn(args: QuantizeArgs) = quantize_row::body;
+        /// A panel of f32 weights.
+        linear_f32: fn(args: LinearArgs) = linear::float_panel::<_, linear::Single>;
+        /// A panel of f16 weights.
+        linear_f16: fn(args: LinearArgs) = linear::float_panel::<_, linear::Half>;
+        /// A panel of `q8` weights.
+        linear_q8: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q8>;
+        /// A panel of `q8r` weights.
+        linear_q8r: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q8R>;
+        /// A panel of `q4` weights.
+        linear_q4: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q4>;
+        /// A panel of `q4l` weights.
+        linear_q4l: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q4L>;
+        /// A panel of `q5` weights.
+        linear_q5: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q5>;
+        /// A panel of `q6` weights.
+        linear_q6: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q6>;
+    }
+    floats {
         /// An activation, times a second operand if there is one.
         activate: fn(act: Act, x: *const f32, up: *const f32, out: *mut f32, n: usize) = elementwise::activate;
         /// a + b.
@@ -95,22 +153,15 @@ tables! {
         argmax: fn(x: *const f32, n: usize) -> usize = select::argmax;
         /// The k largest elements.
         top_k: fn(x: *const f32, n: usize, index: *mut u32, value: *mut f32, k: usize) -> usize = select::top_k;
-        /// A panel of f32 weights.
-        linear_f32: fn(args: LinearArgs) = linear::float_panel::<_, linear::Single>;
-        /// A panel of f16 weights.
-        linear_f16: fn(args: LinearArgs) = linear::float_panel::<_, linear::Half>;
-        /// A panel of `q8` weights.
-        linear_q8: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q8>;
-        /// A panel of `q8r` weights.
-        linear_q8r: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q8R>;
-        /// A panel of `q4` weights.
-        linear_q4: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q4>;
-        /// A panel of `q4l` weights.
-        linear_q4l: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q4L>;
-        /// A panel of `q5` weights.
-        linear_q5: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q5>;
-        /// A panel of `q6` weights.
-        linear_q6: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q6>;
+        /// Stores a position's key and value.
+        kv_store: fn(args: StoreArgs) = kv::store;
+        /// Attention: queries times keys.
+        attend_scores: fn(tile: &mut Tile) = attend::tile::scores;
+        /// Attention: scores to weights, of one query.
+        attend_weigh: fn(tile: &mut Tile, i: usize, call: &Attend<'_>, place: (usize, isize), state: &mut State)
+            = attend::weigh::weigh;
+        /// Attention: weights times values.
+        attend_values: fn(tile: &mut Tile) = attend::tile::values;
     }
 }
 

@@ -20,6 +20,8 @@ pub mod x86;
 pub unsafe trait Isa: Copy + 'static {
     /// 32-bit lanes in a register: 2, 4, 8 or 16.
     const L: usize;
+    /// Vector registers that a tile may count on (of `L` lanes each).
+    const REGISTERS: usize = 16;
     /// `L` × f32.
     type F: Copy;
     /// `L` × i32 (also the lane mask of comparisons: all ones or zero).

@@ -121,6 +121,8 @@ pub fn sqrt(v: f32) -> f32 {
 // SAFETY: plain Rust; exists on every CPU.
 unsafe impl Isa for Scalar {
     const L: usize = L;
+    // 32 single floats, as Cortex-M has.
+    const REGISTERS: usize = 4;
     type F = [f32; L];
     type I = [i32; L];
     type B = [u8; 4 * L];

@@ -573,6 +573,7 @@ pub struct Avx512(());
 // SAFETY: the only constructor is the unsafe `proof`.
 unsafe impl Isa for Avx512 {
     const L: usize = 16;
+    const REGISTERS: usize = 32;
     type F = __m512;
     type I = __m512i;
     type B = __m512i;

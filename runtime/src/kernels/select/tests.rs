@@ -1,8 +1,7 @@
 use std::vec::Vec;
 
-use super::*;
-use crate::kernels::cases::{Guarded, LENGTHS, Random, assert_same, row_sum};
-use crate::kernels::isa::scalar::Scalar;
+use super::Kernels;
+use crate::kernels::cases::{Guarded, LENGTHS, Random, assert_same, exp, row_sum};
 
 const SPECIAL: [f32; 6] = [f32::NAN, f32::NEG_INFINITY, -0.0, 0.0, f32::INFINITY, -1e-40];
 
@@ -19,12 +18,11 @@ fn rows(random: &mut Random, n: usize) -> [Vec<f32>; 6] {
 }
 
 fn naive_softmax(x: &[f32]) -> Vec<f32> {
-    let one_exp = |x: f32| exp(Scalar, Scalar.splat(x))[0];
     let largest = x.iter().fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m });
     if largest == f32::NEG_INFINITY {
         return std::vec![0.0; x.len()];
     }
-    let e: Vec<f32> = x.iter().map(|x| one_exp(x - largest)).collect();
+    let e: Vec<f32> = x.iter().map(|x| exp(x - largest)).collect();
     let total = row_sum(&e);
     e.iter().map(|e| e / total).collect()
 }

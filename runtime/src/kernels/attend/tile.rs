@@ -1,0 +1,394 @@
+//! The register tiles of attention: sums of queries times keys, and of weights times values.
+
+use super::super::isa::{Isa, LANES};
+use super::super::kv::{KV_BLOCK, KvLayout, KvType};
+use super::super::reduce::{load_few, store_few};
+use super::{Attend, STEP};
+
+/// Queries that go through the tiles together.
+pub const TILE: usize = 4;
+
+/// The part of a step that up to [`TILE`] queries see, and what the stages hand on.
+pub struct Tile {
+    pub(super) kv: KvType,
+    pub(super) layout: KvLayout,
+    pub(super) head_dim_k: usize,
+    pub(super) head_dim_v: usize,
+    /// The step's first block.
+    pub(super) block: *const u8,
+    /// First and last + 1 position seen, counted from the step's beginning.
+    pub(super) from: usize,
+    pub(super) to: usize,
+    /// Queries in use.
+    n: usize,
+    q: [*const f32; TILE],
+    out: [*mut f32; TILE],
+    /// Scores, then weights, of the step's positions.
+    pub(super) s: [[f32; STEP]; TILE],
+    /// Factor of what `out` holds from the steps before.
+    pub(super) factor: [f32; TILE],
+}
+
+impl Tile {
+    /// An empty tile.
+    pub fn new(a: &Attend<'_>, layout: KvLayout) -> Self {
+        Self {
+            kv: a.kv,
+            layout,
+            head_dim_k: a.head_dim_k,
+            head_dim_v: a.head_dim_v,
+            block: core::ptr::null(),
+            from: 0,
+            to: 0,
+            n: 0,
+            q: [core::ptr::null(); TILE],
+            out: [core::ptr::null_mut(); TILE],
+            s: [[0.0; STEP]; TILE],
+            factor: [1.0; TILE],
+        }
+    }
+    /// Moves to the positions `from..to` of the step that begins with `block`, for `n` queries.
+    pub fn place(&mut self, block: *const u8, (from, to): (usize, usize), n: usize) {
+        (self.block, self.from, self.to, self.n) = (block, from, to, n);
+    }
+    /// Names query `i` and its output.
+    pub fn set(&mut self, i: usize, q: *const f32, out: *mut f32) {
+        self.q[i] = q;
+        self.out[i] = out;
+    }
+    /// The registers of the whole blocks that hold a position of the part.
+    #[inline(always)]
+    pub(super) fn registers<I: Isa>(&self) -> (usize, usize) {
+        let per_block = LANES / I::L;
+        (self.from / KV_BLOCK * per_block, self.to.div_ceil(KV_BLOCK) * per_block)
+    }
+}
+
+/// An element type of the cache.
+trait Element {
+    const BYTES: usize;
+    /// Whether each position has a scale behind the block's elements.
+    const SCALED: bool;
+    /// # Safety
+    /// `p` is valid for reading `L` elements.
+    unsafe fn load<I: Isa>(isa: I, p: *const u8) -> I::F;
+}
+
+struct F32;
+struct F16;
+struct I8;
+
+impl Element for F32 {
+    const BYTES: usize = 4;
+    const SCALED: bool = false;
+    #[inline(always)]
+    unsafe fn load<I: Isa>(isa: I, p: *const u8) -> I::F {
+        // SAFETY: passed on.
+        unsafe { isa.load(p.cast()) }
+    }
+}
+
+impl Element for F16 {
+    const BYTES: usize = 2;
+    const SCALED: bool = false;
+    #[inline(always)]
+    unsafe fn load<I: Isa>(isa: I, p: *const u8) -> I::F {
+        // SAFETY: passed on.
+        unsafe { isa.load_f16(p.cast()) }
+    }
+}
+
+impl Element for I8 {
+    const BYTES: usize = 1;
+    const SCALED: bool = true;
+    #[inline(always)]
+    unsafe fn load<I: Isa>(isa: I, p: *const u8) -> I::F {
+        // SAFETY: passed on.
+        isa.to_f(unsafe { isa.load_i8(p.cast()) })
+    }
+}
+
+/// Most queries that a level's tiles take: one where the registers hold no more.
+const fn tile_queries<I: Isa>() -> usize {
+    if I::REGISTERS < 16 { 1 } else { TILE }
+}
+
+/// Registers of a tile beside `queries` queries: their sums fill half of the level's registers.
+const fn tile_width<I: Isa>(queries: usize) -> usize {
+    match I::REGISTERS / 2 / queries {
+        0 | 1 => 1,
+        2 | 3 => 2,
+        4..8 => 4,
+        // Four blocks of a step are all there is.
+        _ if I::L == LANES => 4,
+        _ => 8,
+    }
+}
+
+/// The sums of queries times keys: `tile.s[i][j] = Σ q[i][d]·k[j][d]`, times the key's scale if it has one, for the
+/// whole blocks of the part.
+///
+/// # Safety
+/// The blocks of the part are readable, and the queries' `head_dim_k` floats.
+#[inline(always)]
+pub unsafe fn scores<I: Isa>(isa: I, tile: &mut Tile) {
+    // SAFETY: passed on.
+    unsafe {
+        match tile.kv {
+            KvType::F32 => scores_of::<I, F32>(isa, tile),
+            KvType::F16 => scores_of::<I, F16>(isa, tile),
+            KvType::I8 => scores_of::<I, I8>(isa, tile),
+        }
+    }
+}
+
+/// `out[i] = out[i]·factor[i] + Σ s[i][j]·v[j]` over the positions of the part.
+///
+/// # Safety
+/// The blocks of the part are readable, `out` valid for `head_dim_v` floats.
+#[inline(always)]
+pub unsafe fn values<I: Isa>(isa: I, tile: &mut Tile) {
+    // SAFETY: passed on.
+    unsafe {
+        match tile.kv {
+            KvType::F32 => values_of::<I, F32>(isa, tile),
+            KvType::F16 => values_of::<I, F16>(isa, tile),
+            KvType::I8 => values_of::<I, I8>(isa, tile),
+        }
+    }
+}
+
+/// # Safety
+/// As [`scores`].
+#[inline(always)]
+unsafe fn scores_of<I: Isa, E: Element>(isa: I, tile: &mut Tile) {
+    // SAFETY: passed on.
+    unsafe {
+        if const { tile_queries::<I>() == 1 } {
+            let mut i = 0;
+            while i < tile.n {
+                score_rows::<I, E, 1>(isa, tile, i);
+                i += 1;
+            }
+        } else {
+            match tile.n {
+                4 => score_rows::<I, E, 4>(isa, tile, 0),
+                3 => score_rows::<I, E, 3>(isa, tile, 0),
+                2 => score_rows::<I, E, 2>(isa, tile, 0),
+                _ => score_rows::<I, E, 1>(isa, tile, 0),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`values`].
+#[inline(always)]
+unsafe fn values_of<I: Isa, E: Element>(isa: I, tile: &mut Tile) {
+    // SAFETY: passed on.
+    unsafe {
+        if const { tile_queries::<I>() == 1 } {
+            let mut i = 0;
+            while i < tile.n {
+                value_rows::<I, E, 1>(isa, tile, i);
+                i += 1;
+            }
+        } else {
+            match tile.n {
+                4 => value_rows::<I, E, 4>(isa, tile, 0),
+                3 => value_rows::<I, E, 3>(isa, tile, 0),
+                2 => value_rows::<I, E, 2>(isa, tile, 0),
+                _ => value_rows::<I, E, 1>(isa, tile, 0),
+            }
+        }
+    }
+}
+
+/// Scores of queries `first..first + M`.
+///
+/// # Safety
+/// As [`scores`].
+#[inline(always)]
+unsafe fn score_rows<I: Isa, E: Element, const M: usize>(isa: I, tile: &mut Tile, first: usize) {
+    let (mut c, to) = tile.registers::<I>();
+    let width = const { tile_width::<I>(M) };
+    // SAFETY: passed on.
+    unsafe {
+        while c + width <= to {
+            match const { tile_width::<I>(M) } {
+                8 => score_tile::<I, E, M, 8>(isa, tile, first, c),
+                4 => score_tile::<I, E, M, 4>(isa, tile, first, c),
+                2 => score_tile::<I, E, M, 2>(isa, tile, first, c),
+                _ => score_tile::<I, E, M, 1>(isa, tile, first, c),
+            }
+            c += width;
+        }
+        // Without a remainder where blocks are whole tiles.
+        if const { !(LANES / I::L).is_multiple_of(tile_width::<I>(M)) } {
+            while c < to {
+                score_tile::<I, E, M, 1>(isa, tile, first, c);
+                c += 1;
+            }
+        }
+    }
+}
+
+/// Outputs of queries `first..first + M`.
+///
+/// # Safety
+/// As [`values`].
+#[inline(always)]
+unsafe fn value_rows<I: Isa, E: Element, const M: usize>(isa: I, tile: &mut Tile, first: usize) {
+    let mut d = 0;
+    let width = const { tile_width::<I>(M) * I::L };
+    // SAFETY: passed on.
+    unsafe {
+        while d + width <= tile.head_dim_v {
+            match const { tile_width::<I>(M) } {
+                8 => value_tile::<I, E, M, 8>(isa, tile, first, d),
+                4 => value_tile::<I, E, M, 4>(isa, tile, first, d),
+                2 => value_tile::<I, E, M, 2>(isa, tile, first, d),
+                _ => value_tile::<I, E, M, 1>(isa, tile, first, d),
+            }
+            d += width;
+        }
+        while d < tile.head_dim_v {
+            value_tile::<I, E, M, 1>(isa, tile, first, d);
+            d += I::L;
+        }
+    }
+}
+
+/// Scores of `W` registers of positions, from register `c` of the step on, for queries `first..first + M`.
+///
+/// # Safety
+/// As [`scores`]; the registers are those of blocks of the part.
+#[inline(always)]
+unsafe fn score_tile<I: Isa, E: Element, const M: usize, const W: usize>(
+    isa: I,
+    tile: &mut Tile,
+    first: usize,
+    c: usize,
+) {
+    let regs = LANES / I::L;
+    let mut acc = [[isa.splat(0.0); W]; M];
+    let mut q = [core::ptr::null(); M];
+    q.copy_from_slice(&tile.q[first..first + M]);
+    let mut keys = [tile.block; W];
+    // SAFETY: register c + w holds lanes (c + w) mod regs of block (c + w) / regs.
+    unsafe {
+        let mut w = 0;
+        while w < W {
+            keys[w] = tile.block.add((c + w) / regs * tile.layout.block + (c + w) % regs * I::L * E::BYTES);
+            w += 1;
+        }
+        let mut d = 0;
+        while d < tile.head_dim_k {
+            let mut k = [isa.splat(0.0); W];
+            let mut w = 0;
+            while w < W {
+                k[w] = E::load(isa, keys[w].add(d * KV_BLOCK * E::BYTES));
+                w += 1;
+            }
+            let mut m = 0;
+            while m < M {
+                let x = isa.splat(*q[m].add(d));
+                let mut w = 0;
+                while w < W {
+                    acc[m][w] = isa.add(acc[m][w], isa.mul(x, k[w]));
+                    w += 1;
+                }
+                m += 1;
+            }
+            d += 1;
+        }
+        let mut w = 0;
+        while w < W {
+            let mut m = 0;
+            while m < M {
+                let mut sum = acc[m][w];
+                if E::SCALED {
+                    let scales = tile.block.add((c + w) / regs * tile.layout.block + tile.head_dim_k * KV_BLOCK);
+                    sum = isa.mul(sum, isa.load_f16(scales.cast::<u16>().add((c + w) % regs * I::L)));
+                }
+                isa.store(tile.s[first + m].as_mut_ptr().add((c + w) * I::L), sum);
+                m += 1;
+            }
+            w += 1;
+        }
+    }
+}
+
+/// `W` registers from `d` on of the outputs of queries `first..first + M`; a single one may pass `head_dim_v`.
+///
+/// # Safety
+/// As [`values`].
+#[inline(always)]
+unsafe fn value_tile<I: Isa, E: Element, const M: usize, const W: usize>(
+    isa: I,
+    tile: &mut Tile,
+    first: usize,
+    d: usize,
+) {
+    let n = tile.head_dim_v - d;
+    let mut out = [core::ptr::null_mut(); M];
+    out.copy_from_slice(&tile.out[first..first + M]);
+    let mut acc = [[isa.splat(0.0); W]; M];
+    // SAFETY: rows are padded to 16 elements, so a register at d < head_dim_v stays in its row; in `out` a register
+    // that would pass the end goes through a buffer.
+    unsafe {
+        let mut m = 0;
+        while m < M {
+            let mut w = 0;
+            while w < W {
+                let from = out[m].add(d + w * I::L);
+                let sum = if W == 1 && n < I::L { load_few(isa, from, n, 0.0) } else { isa.load(from) };
+                acc[m][w] = isa.mul(sum, isa.splat(tile.factor[first + m]));
+                w += 1;
+            }
+            m += 1;
+        }
+        let mut j = tile.from;
+        while j < tile.to {
+            // To the end of the block.
+            let end = (j / KV_BLOCK + 1) * KV_BLOCK;
+            let end = if end < tile.to { end } else { tile.to };
+            let values = tile.block.add(j / KV_BLOCK * tile.layout.block + tile.layout.values + d * E::BYTES);
+            let mut row = values.add(j % KV_BLOCK * tile.layout.row * E::BYTES);
+            while j < end {
+                let mut v = [isa.splat(0.0); W];
+                let mut w = 0;
+                while w < W {
+                    v[w] = E::load(isa, row.add(w * I::L * E::BYTES));
+                    w += 1;
+                }
+                let mut m = 0;
+                while m < M {
+                    let x = isa.splat(*tile.s[first + m].as_ptr().add(j));
+                    let mut w = 0;
+                    while w < W {
+                        acc[m][w] = isa.add(acc[m][w], isa.mul(x, v[w]));
+                        w += 1;
+                    }
+                    m += 1;
+                }
+                row = row.add(tile.layout.row * E::BYTES);
+                j += 1;
+            }
+        }
+        let mut m = 0;
+        while m < M {
+            let mut w = 0;
+            while w < W {
+                let to = out[m].add(d + w * I::L);
+                if W == 1 && n < I::L {
+                    store_few(isa, to, acc[m][w], n);
+                } else {
+                    isa.store(to, acc[m][w]);
+                }
+                w += 1;
+            }
+            m += 1;
+        }
+    }
+}
