@@ -6,9 +6,14 @@
 //! | module | holds |
 //! |---|---|
 //! | [`error`] | the one error type |
+//! | [`format`](mod@format) | every record of a file, and the checked view of it |
 //! | [`weights`] | weight formats and the panel layout every kernel reads |
+//! | [`program`] | ops, their verification, the memory plan |
 //! | [`kernels`] | the instruction-set levels and the kernel table |
+//! | `ops` | operands → kernels, one file per op |
+//! | [`session`] | the arena, KV caches, one step |
 //! | [`tokenizer`] | tokenizers compiled to flat tables, used in place |
+//! | `map`, `threads` | file mapping and the worker pool (feature `std`) |
 //!
 //! The crate is `no_std` always; feature `std` adds file mapping, threads and CPU detection through
 //! the operating system, feature `alloc` adds conveniences that return `Vec`.
@@ -18,8 +23,19 @@
 extern crate no_std_compat as std;
 
 pub mod error;
+pub mod format;
 pub mod kernels;
+#[cfg(feature = "std")]
+pub mod map;
+pub mod model;
+mod ops;
+pub mod program;
+pub mod session;
+#[cfg(feature = "std")]
+pub mod threads;
 pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};
+pub use model::Model;
+pub use session::{Segment, Session, Step};

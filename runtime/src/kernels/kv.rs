@@ -49,6 +49,22 @@ impl KvType {
         }
     }
 
+    /// The name on command lines.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::I8 => "i8",
+        }
+    }
+
+    /// The type of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::F32, Self::F16, Self::I8].into_iter().find(|t| t.name() == name)
+    }
+
     /// Bytes of an element.
     #[must_use]
     pub const fn element_bytes(self) -> usize {

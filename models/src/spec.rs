@@ -1,0 +1,172 @@
+//! What lowering produces: a program, and a recipe for every tensor that lora-pack then fills.
+
+use lora_runtime::format::{BufferRecord, CacheRecord, EntryKind, ProblemType, Task};
+use lora_runtime::program::Op;
+use lora_runtime::weights::WeightFormat;
+
+/// The part a matrix plays; decides its format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Role {
+    Query,
+    Key,
+    Value,
+    AttentionOut,
+    Gate,
+    Up,
+    Down,
+    /// Input embedding only looked up.
+    Embedding,
+    /// Input embedding that is the language-model head too.
+    TiedEmbedding,
+    /// Position and token-type tables.
+    SmallEmbedding,
+    /// Language-model head.
+    Head,
+    /// Task heads and poolers.
+    TaskHead,
+}
+
+/// Rows taken from a checkpoint matrix (after `transpose`): `count` blocks of `block` rows, `stride` apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowMap {
+    /// First row.
+    pub start: usize,
+    /// Rows of a block.
+    pub block: usize,
+    /// Rows from block to block.
+    pub stride: usize,
+    /// Blocks.
+    pub count: usize,
+}
+
+impl RowMap {
+    /// Rows `start .. start + rows`.
+    #[must_use]
+    pub const fn range(start: usize, rows: usize) -> Self {
+        Self { start, block: rows, stride: rows, count: 1 }
+    }
+    /// Number of rows taken.
+    #[must_use]
+    pub const fn rows(&self) -> usize {
+        self.block * self.count
+    }
+}
+
+/// Where values come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A checkpoint tensor.
+    Checkpoint {
+        /// Name in the (merged) checkpoint.
+        name: String,
+        /// Stored as inputs × outputs (transformers' Conv1D).
+        transpose: bool,
+        /// Rows taken.
+        rows: RowMap,
+    },
+    /// Numbers computed while lowering (rotary frequencies, slopes …).
+    Values(Vec<f32>),
+    /// Zeros (a missing bias in a fused tensor).
+    Zeros,
+}
+
+/// A run of rows of a matrix, or of values of a vector (a checkpoint vector counts as rows of one value).
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Values.
+    pub source: Source,
+    /// Rows of the result.
+    pub rows: usize,
+    /// Added to every value (Gemma's norms store weight − 1).
+    pub add: f32,
+    /// The framework's module path: an adapter slot. Empty if none attaches here.
+    pub module: String,
+}
+
+/// How a tensor is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// Panels.
+    Panels(WeightFormat),
+    /// Plain f32.
+    Vector,
+}
+
+/// The recipe of one tensor of the file.
+#[derive(Clone, Debug)]
+pub struct TensorSpec {
+    /// Name in the file.
+    pub name: String,
+    /// Storage.
+    pub storage: Storage,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Row runs, in order.
+    pub parts: Vec<Part>,
+    /// Role, for matrices.
+    pub role: Option<Role>,
+    /// Layer, for reports.
+    pub layer: Option<usize>,
+}
+
+/// A named result.
+#[derive(Clone, Debug)]
+pub struct OutputSpec {
+    /// Name as the frameworks call it.
+    pub name: &'static str,
+    /// Buffer and column.
+    pub at: lora_runtime::format::Operand,
+    /// Columns.
+    pub width: u32,
+}
+
+/// One entry point.
+#[derive(Clone, Debug)]
+pub struct EntrySpec {
+    /// Kind.
+    pub kind: EntryKind,
+    /// Ops in order.
+    pub ops: Vec<Op>,
+    /// Outputs.
+    pub outputs: Vec<OutputSpec>,
+    /// Positions it can take.
+    pub max_positions: u32,
+}
+
+/// A lowered model.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// Architecture name.
+    pub architecture: &'static str,
+    /// Task.
+    pub task: Task,
+    /// How label scores are read.
+    pub problem: ProblemType,
+    /// Vocabulary rows.
+    pub vocab: u32,
+    /// Longest sequence.
+    pub max_positions: u32,
+    /// Token types.
+    pub token_types: u32,
+    /// Hidden size.
+    pub hidden: u32,
+    /// Labels of the head.
+    pub labels: u32,
+    /// Default pooling: 0 none, 1 mean, 2 first, 3 last.
+    pub pooling: u32,
+    /// Entry points.
+    pub entries: Vec<EntrySpec>,
+    /// Activation buffers with their planned offsets.
+    pub buffers: Vec<BufferRecord>,
+    /// KV caches.
+    pub caches: Vec<CacheRecord>,
+    /// Tensor recipes.
+    pub tensors: Vec<TensorSpec>,
+    /// Activation bytes per token.
+    pub per_token: u32,
+    /// Activation bytes per output row.
+    pub per_output: u32,
+}

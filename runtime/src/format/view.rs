@@ -1,0 +1,351 @@
+//! The checked view of a file: [`File::new_checked`] verifies the container (header, sections, strings,
+//! tensors), after which no accessor fails. Programs are verified by [`crate::program::verify`].
+
+use bytemuck::{Pod, Zeroable};
+
+use super::record::{
+    BufferRecord, CacheRecord, EntryRecord, FileKind, Header, Info, MAGIC, MetaRecord, NONE, OpRecord, OutputRecord,
+    SECTION_ALIGN, SectionId, SectionRecord, SlotRecord, StrRef, TensorKind, TensorRecord, VERSION, WEIGHTS_ALIGN,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::weights::{LINE, WeightFormat};
+
+/// Feature bits that this runtime knows.
+pub const KNOWN_FEATURES: u64 = 0;
+/// Most sections a file may have.
+const MAX_SECTIONS: u32 = 64;
+
+/// A verified file, borrowing its bytes. Cheap to copy.
+#[derive(Clone, Copy)]
+pub struct File<'a> {
+    /// The whole file.
+    pub bytes: &'a [u8],
+    /// Header.
+    pub header: &'a Header,
+    /// Facts about the model.
+    pub info: &'a Info,
+    /// Metadata, sorted by key.
+    pub meta: &'a [MetaRecord],
+    /// Entry points.
+    pub entries: &'a [EntryRecord],
+    /// Ops of all entries.
+    pub ops: &'a [OpRecord],
+    /// Activation buffers.
+    pub buffers: &'a [BufferRecord],
+    /// KV caches.
+    pub caches: &'a [CacheRecord],
+    /// Outputs of all entries.
+    pub outputs: &'a [OutputRecord],
+    /// Tensors.
+    pub tensors: &'a [TensorRecord],
+    /// Slots, sorted by module.
+    pub slots: &'a [SlotRecord],
+    /// Label names.
+    pub labels: &'a [StrRef],
+    /// Compiled tokenizer, empty if none.
+    pub tokenizer: &'a [u8],
+    /// Weight data.
+    pub weights: &'a [u8],
+    strings: &'a str,
+}
+
+/// A tensor of a verified file.
+#[derive(Clone, Copy)]
+pub enum Tensor<'a> {
+    /// Row panels.
+    Panels {
+        /// Format of the panels.
+        format: WeightFormat,
+        /// Outputs.
+        rows: usize,
+        /// Inputs.
+        cols: usize,
+        /// Panel bytes, 64-byte aligned.
+        data: &'a [u8],
+    },
+    /// Plain f32, row-major.
+    Vector {
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        cols: usize,
+        /// `rows · cols` values.
+        data: &'a [f32],
+    },
+}
+
+fn err(kind: ErrorKind, what: &'static str) -> Error {
+    Error::new(kind, what)
+}
+
+impl<'a> File<'a> {
+    /// Verifies the container. The cost does not depend on the size of the weights.
+    ///
+    /// # Errors
+    /// A typed error naming the section or record: not an `.lpk` file, newer than this runtime,
+    /// truncated, misaligned in memory, out of bounds, invalid.
+    pub fn new_checked(bytes: &'a [u8]) -> Result<Self> {
+        if bytes.len() < size_of::<Header>() {
+            let magic = bytes.len() >= 8 && bytes[..8] == MAGIC;
+            return Err(err(if magic { ErrorKind::Truncated } else { ErrorKind::NotLpk }, "header")
+                .values(bytes.len() as u64, size_of::<Header>() as u64));
+        }
+        if bytes[..8] != MAGIC {
+            return Err(err(ErrorKind::NotLpk, "header.magic"));
+        }
+        if (bytes.as_ptr() as usize) % LINE != 0 {
+            return Err(err(ErrorKind::Misaligned, "address of the file in memory")
+                .values((bytes.as_ptr() as usize % LINE) as u64, LINE as u64));
+        }
+        let header: &Header = bytemuck::from_bytes(&bytes[..size_of::<Header>()]);
+        if header.version > VERSION {
+            return Err(err(ErrorKind::TooNew, "header.version").values(header.version.into(), VERSION.into()));
+        }
+        if header.version == 0 || header.reserved != 0 {
+            return Err(err(ErrorKind::Invalid, "header.version").values(header.version.into(), VERSION.into()));
+        }
+        if header.required & !KNOWN_FEATURES != 0 {
+            return Err(err(ErrorKind::TooNew, "header.required").values(header.required, KNOWN_FEATURES));
+        }
+        if ![FileKind::Model as u32, FileKind::Adapter as u32, FileKind::Bundle as u32].contains(&header.kind) {
+            return Err(err(ErrorKind::Invalid, "header.kind").values(header.kind.into(), 1));
+        }
+        if header.codebook.iter().any(|&c| c > 127) {
+            return Err(err(ErrorKind::Invalid, "header.codebook"));
+        }
+        match header.file_len.cmp(&(bytes.len() as u64)) {
+            core::cmp::Ordering::Equal => {}
+            core::cmp::Ordering::Greater => {
+                return Err(err(ErrorKind::Truncated, "header.file_len").values(bytes.len() as u64, header.file_len));
+            }
+            core::cmp::Ordering::Less => {
+                return Err(err(ErrorKind::Invalid, "bytes after the end of the file")
+                    .values(bytes.len() as u64, header.file_len));
+            }
+        }
+        let sections = Sections::new_checked(bytes, header)?;
+        let strings = core::str::from_utf8(sections.blob(SectionId::Strings))
+            .map_err(|e| err(ErrorKind::Invalid, "strings: not UTF-8").values(e.valid_up_to() as u64, 0))?;
+        let info: &[Info] = sections.records(SectionId::Info)?;
+        let [info] = info else {
+            return Err(err(ErrorKind::Invalid, "info: not one record").values(info.len() as u64, 1));
+        };
+        let file = Self {
+            bytes,
+            header,
+            info,
+            meta: sections.records(SectionId::Meta)?,
+            entries: sections.records(SectionId::Entries)?,
+            ops: sections.records(SectionId::Ops)?,
+            buffers: sections.records(SectionId::Buffers)?,
+            caches: sections.records(SectionId::Caches)?,
+            outputs: sections.records(SectionId::Outputs)?,
+            tensors: sections.records(SectionId::Tensors)?,
+            slots: sections.records(SectionId::Slots)?,
+            labels: sections.records(SectionId::Labels)?,
+            tokenizer: sections.blob(SectionId::Tokenizer),
+            weights: sections.blob(SectionId::Weights),
+            strings,
+        };
+        file.verify_strings()?;
+        file.verify_tensors()?;
+        Ok(file)
+    }
+
+    /// The text of a string reference of this file.
+    #[must_use]
+    pub fn str(&self, r: StrRef) -> &'a str {
+        self.strings.get(r.offset as usize..r.offset as usize + r.len as usize).unwrap_or("")
+    }
+
+    /// A metadata value.
+    #[must_use]
+    pub fn meta_value(&self, key: &str) -> Option<&'a str> {
+        let i = self.meta.binary_search_by(|m| self.str(m.key).cmp(key)).ok()?;
+        Some(self.str(self.meta[i].value))
+    }
+
+    /// The name of label `i`.
+    #[must_use]
+    pub fn label(&self, i: usize) -> Option<&'a str> {
+        self.labels.get(i).map(|r| self.str(*r))
+    }
+
+    /// Tensor `i`, which the verified program refers to.
+    #[must_use]
+    pub fn tensor(&self, i: u32) -> Option<Tensor<'a>> {
+        let t = self.tensors.get(i as usize)?;
+        let data = &self.weights[t.offset as usize..(t.offset + t.len) as usize];
+        let (rows, cols) = (t.rows as usize, t.cols as usize);
+        if t.kind == TensorKind::Vector as u16 {
+            Some(Tensor::Vector { rows, cols, data: bytemuck::cast_slice(data) })
+        } else {
+            Some(Tensor::Panels { format: WeightFormat::from_u16(t.format)?, rows, cols, data })
+        }
+    }
+
+    fn verify_str(&self, r: StrRef, what: &'static str, index: usize) -> Result<()> {
+        let end = r.offset as usize + r.len as usize;
+        if self.strings.get(r.offset as usize..end).is_none() {
+            return Err(err(ErrorKind::OutOfBounds, what)
+                .index(index as u64)
+                .values(end as u64, self.strings.len() as u64));
+        }
+        Ok(())
+    }
+
+    fn verify_strings(&self) -> Result<()> {
+        for (i, m) in self.meta.iter().enumerate() {
+            self.verify_str(m.key, "meta.key", i)?;
+            self.verify_str(m.value, "meta.value", i)?;
+            if i > 0 && self.str(self.meta[i - 1].key) >= self.str(m.key) {
+                return Err(err(ErrorKind::Invalid, "meta: keys not in order").index(i as u64));
+            }
+        }
+        for (i, r) in self.labels.iter().enumerate() {
+            self.verify_str(*r, "labels", i)?;
+        }
+        for (i, o) in self.outputs.iter().enumerate() {
+            self.verify_str(o.name, "outputs.name", i)?;
+        }
+        for (i, t) in self.tensors.iter().enumerate() {
+            self.verify_str(t.name, "tensors.name", i)?;
+        }
+        for (i, s) in self.slots.iter().enumerate() {
+            self.verify_str(s.module, "slots.module", i)?;
+            if i > 0 && self.str(self.slots[i - 1].module) >= self.str(s.module) {
+                return Err(err(ErrorKind::Invalid, "slots: modules not in order").index(i as u64));
+            }
+            let t = self.tensors.get(s.tensor as usize);
+            let fits = t.is_some_and(|t| {
+                s.row_start.checked_add(s.rows).is_some_and(|end| end <= t.rows) && s.cols == t.cols && s.rows > 0
+            });
+            if !fits {
+                return Err(err(ErrorKind::OutOfBounds, "slots")
+                    .index(i as u64)
+                    .values(s.tensor.into(), s.rows.into()));
+            }
+        }
+        self.verify_str(self.info.architecture, "info.architecture", 0)?;
+        self.verify_str(self.info.chat_template, "info.chat_template", 0)?;
+        if self.info.labels as usize != self.labels.len() && !self.labels.is_empty() {
+            return Err(
+                err(ErrorKind::Invalid, "info.labels").values(self.info.labels.into(), self.labels.len() as u64)
+            );
+        }
+        if self.info.eos_count as usize > self.info.eos.len() {
+            return Err(err(ErrorKind::Invalid, "info.eos_count").values(self.info.eos_count.into(), 8));
+        }
+        for &id in self.info.eos[..self.info.eos_count as usize].iter().chain([
+            &self.info.bos,
+            &self.info.pad,
+            &self.info.decoder_start,
+        ]) {
+            if id != NONE && id >= self.info.vocab {
+                return Err(
+                    err(ErrorKind::OutOfBounds, "info: special token").values(id.into(), self.info.vocab.into())
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_tensors(&self) -> Result<()> {
+        for (i, t) in self.tensors.iter().enumerate() {
+            let fail = |kind, what| err(kind, what).index(i as u64);
+            if t.offset % LINE as u64 != 0 {
+                return Err(fail(ErrorKind::Misaligned, "tensors.offset").values(t.offset, LINE as u64));
+            }
+            let end = t.offset.checked_add(t.len).filter(|e| *e <= self.weights.len() as u64);
+            if end.is_none() {
+                return Err(fail(ErrorKind::OutOfBounds, "tensors.len").values(t.len, self.weights.len() as u64));
+            }
+            let format = WeightFormat::from_u16(t.format)
+                .ok_or_else(|| fail(ErrorKind::Invalid, "tensors.format").values(t.format.into(), 0))?;
+            let (rows, cols) = (t.rows as usize, t.cols as usize);
+            if rows == 0 || cols == 0 {
+                return Err(fail(ErrorKind::Invalid, "tensors: empty").values(rows as u64, cols as u64));
+            }
+            let need = match t.kind {
+                k if k == TensorKind::Panels as u16 => format.checked_tensor_bytes(rows, cols),
+                k if k == TensorKind::Vector as u16 && format == WeightFormat::F32 => {
+                    rows.checked_mul(cols).and_then(|n| n.checked_mul(4))
+                }
+                k => return Err(fail(ErrorKind::Invalid, "tensors.kind").values(k.into(), 0)),
+            };
+            if need.map(|n| n as u64) != Some(t.len) {
+                return Err(fail(ErrorKind::Invalid, "tensors.len").values(t.len, need.unwrap_or(0) as u64));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The verified section table.
+struct Sections<'a> {
+    bytes: &'a [u8],
+    table: &'a [SectionRecord],
+}
+
+impl<'a> Sections<'a> {
+    fn new_checked(bytes: &'a [u8], header: &Header) -> Result<Self> {
+        let start = size_of::<Header>();
+        if header.section_offset as usize != start || header.section_count > MAX_SECTIONS {
+            return Err(err(ErrorKind::Invalid, "header.section_count")
+                .values(header.section_count.into(), MAX_SECTIONS.into()));
+        }
+        let end = start + header.section_count as usize * size_of::<SectionRecord>();
+        let table = bytes
+            .get(start..end)
+            .ok_or_else(|| err(ErrorKind::Truncated, "section table").values(bytes.len() as u64, end as u64))?;
+        let table: &[SectionRecord] = bytemuck::cast_slice(table);
+        // Sections lie in ascending order without overlap, and the last one ends the file.
+        let mut free_from = end as u64;
+        for (i, s) in table.iter().enumerate() {
+            let fail = |kind, what| err(kind, what).index(i as u64);
+            let align = if s.id == SectionId::Weights as u32 { WEIGHTS_ALIGN } else { SECTION_ALIGN };
+            if s.offset % align != 0 {
+                return Err(fail(ErrorKind::Misaligned, "section.offset").values(s.offset, align));
+            }
+            let section_end = s.offset.checked_add(s.len);
+            if s.offset < free_from
+                || s.offset - free_from >= align
+                || section_end.is_none_or(|e| e > bytes.len() as u64)
+            {
+                return Err(fail(ErrorKind::OutOfBounds, "section.offset").values(s.offset, free_from));
+            }
+            if s.record_size == 0 || s.count.checked_mul(s.record_size.into()) != Some(s.len) {
+                return Err(fail(ErrorKind::Invalid, "section.len").values(s.len, s.count));
+            }
+            if table[..i].iter().any(|o| o.id == s.id) {
+                return Err(fail(ErrorKind::Invalid, "section.id: twice").values(s.id.into(), 0));
+            }
+            if (s.id == 0 || s.id > SectionId::Weights as u32) && s.id < 0x8000_0000 {
+                return Err(fail(ErrorKind::TooNew, "section.id").values(s.id.into(), SectionId::Weights as u64));
+            }
+            free_from = s.offset + s.len;
+        }
+        if free_from != bytes.len() as u64 {
+            return Err(err(ErrorKind::Invalid, "header.file_len").values(bytes.len() as u64, free_from));
+        }
+        Ok(Self { bytes, table })
+    }
+
+    fn find(&self, id: SectionId) -> Option<&'a SectionRecord> {
+        self.table.iter().find(|s| s.id == id as u32)
+    }
+
+    fn blob(&self, id: SectionId) -> &'a [u8] {
+        self.find(id).map_or(&[], |s| &self.bytes[s.offset as usize..(s.offset + s.len) as usize])
+    }
+
+    fn records<T: Pod + Zeroable>(&self, id: SectionId) -> Result<&'a [T]> {
+        let Some(s) = self.find(id) else { return Ok(&[]) };
+        if s.record_size as usize != size_of::<T>() {
+            return Err(err(ErrorKind::Invalid, "section.record_size")
+                .index(id as u64)
+                .values(s.record_size.into(), size_of::<T>() as u64));
+        }
+        bytemuck::try_cast_slice(self.blob(id)).map_err(|_| err(ErrorKind::Misaligned, "section").index(id as u64))
+    }
+}

@@ -1,0 +1,127 @@
+//! Linear layers: activation quantization, panels spread over threads, epilogue.
+//!
+//! Work is cut by panels of 16 outputs, so a thread owns whole columns and every weight byte is read by one thread. In
+//! prefill a thread runs a block of tokens through a few panels before the next block, so that the panels stay in
+//! its first-level cache and the block's activations in its second.
+
+use super::Context;
+use crate::format::record::Operand;
+use crate::format::view::Tensor;
+use crate::kernels::Act;
+use crate::kernels::Kernels;
+use crate::kernels::{ActRows, MAX_TOKENS};
+use crate::session::arena::{ColsMut, Rows};
+use crate::weights::{PANEL_ROWS, WeightFormat};
+
+/// Tokens whose activations should stay in the second-level cache while panels go by.
+const TOKEN_BLOCK: usize = 64;
+/// Tasks per thread: enough that a slow core does not hold up the others.
+const TASKS_PER_THREAD: usize = 6;
+
+pub fn quantize(cx: &mut Context<'_, '_>, a: Operand, out: Operand, width: usize) {
+    let kernels = cx.kernels;
+    let (out, [a]) = cx.arena.split((out, width), [(a, width)]);
+    out.each_bytes(cx.workers, |i, row| kernels.quantize_row(a.row(i), row));
+}
+
+struct Job<'s, 'm> {
+    kernels: &'static Kernels,
+    codebook: &'m [u8; 16],
+    format: WeightFormat,
+    cols: usize,
+    data: &'m [u8],
+    x: Rows<'s>,
+    bias: Option<&'m [f32]>,
+    act: Act,
+    scale: f32,
+    /// `None`: no residual; `Some(None)`: the output itself; `Some(Some(rows))`: another buffer.
+    residual: Option<Option<Rows<'s>>>,
+}
+
+#[allow(clippy::too_many_arguments, reason = "the op's operands")]
+pub fn run(
+    cx: &mut Context<'_, '_>,
+    a: Operand,
+    out: Operand,
+    residual: Operand,
+    weight: u32,
+    bias: u32,
+    act: Act,
+    scale: f32,
+) {
+    let Some(Tensor::Panels { format, rows, cols, data }) = cx.file.tensor(weight) else { return };
+    let bias = cx.vector(bias);
+    let codebook = &cx.file.header.codebook;
+    let kernels = cx.kernels;
+    let (y, x, residual) = if residual.is_none() {
+        let (y, [x]) = cx.arena.split((out, rows), [(a, cols)]);
+        (y, x, None)
+    } else if residual == out {
+        let (y, [x]) = cx.arena.split((out, rows), [(a, cols)]);
+        (y, x, Some(None))
+    } else {
+        let (y, [x, r]) = cx.arena.split((out, rows), [(a, cols), (residual, rows)]);
+        (y, x, Some(Some(r)))
+    };
+    let job = Job { kernels, codebook, format, cols, data, x, bias, act, scale, residual };
+    let panels = rows.div_ceil(PANEL_ROWS);
+    let per_task = panels.div_ceil(cx.workers.count() * TASKS_PER_THREAD).max(1);
+    y.each_block(cx.workers, PANEL_ROWS, per_task, |cols| job.task(cols));
+}
+
+impl Job<'_, '_> {
+    /// Computes one range of panels for all rows.
+    fn task(&self, mut out: ColsMut<'_>) {
+        let panel_bytes = self.format.panel_bytes(self.cols);
+        let panels = out.width().div_ceil(PANEL_ROWS);
+        let n = self.x.len();
+        let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
+        for block in (0..n).step_by(TOKEN_BLOCK) {
+            for p in 0..panels {
+                let index = out.first_block + p;
+                let panel = &self.data[index * panel_bytes..][..panel_bytes];
+                for first in (block..n.min(block + TOKEN_BLOCK)).step_by(MAX_TOKENS) {
+                    let t = MAX_TOKENS.min(n - first).min(block + TOKEN_BLOCK - first);
+                    let rows = ActRows::new(self.x.span(first, t), self.x.stride());
+                    self.kernels.linear_panel(self.format, self.codebook, panel, self.cols, rows, &mut tile[..t]);
+                    for (i, sums) in tile[..t].iter_mut().enumerate() {
+                        self.epilogue(sums, index, first + i, &mut out.row(first + i)[p * PANEL_ROWS..]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// bias, activation, factor, residual of up to 16 outputs.
+    fn epilogue(&self, sums: &mut [f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
+        let n = out.len().min(PANEL_ROWS);
+        let (sums, out) = (&mut sums[..n], &mut out[..n]);
+        let first = panel * PANEL_ROWS;
+        if let Some(bias) = self.bias {
+            for (s, b) in sums.iter_mut().zip(&bias[first..]) {
+                *s += b;
+            }
+        }
+        if self.act != Act::None {
+            self.kernels.activation_in_place(self.act, sums);
+        }
+        if self.scale != 1.0 {
+            for s in sums.iter_mut() {
+                *s *= self.scale;
+            }
+        }
+        match &self.residual {
+            None => out.copy_from_slice(sums),
+            Some(None) => {
+                for (o, s) in out.iter_mut().zip(sums) {
+                    *o += *s;
+                }
+            }
+            Some(Some(r)) => {
+                for ((o, s), r) in out.iter_mut().zip(sums).zip(&r.row(row)[first..]) {
+                    *o = *r + *s;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,529 @@
+//! Ops: the typed form of an [`OpRecord`], in both directions. This is the only place that gives the record's
+//! fields a meaning.
+//!
+//! Shapes are per row: an op runs over all rows of its output buffer (T token rows or R output rows).
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::record::{NONE, OpRecord, Operand};
+use crate::kernels::Act;
+
+/// Op codes; part of the file format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+#[allow(missing_docs)]
+pub enum OpCode {
+    Embed = 1,
+    Norm = 2,
+    Quantize = 3,
+    Linear = 4,
+    Gated = 5,
+    Activation = 6,
+    Add = 7,
+    Scale = 8,
+    RotaryTable = 9,
+    Rotary = 10,
+    KvStore = 11,
+    Attention = 12,
+    Select = 13,
+    Pool = 14,
+}
+
+impl OpCode {
+    /// Every code, in numeric order.
+    pub const ALL: [Self; 14] = [
+        Self::Embed,
+        Self::Norm,
+        Self::Quantize,
+        Self::Linear,
+        Self::Gated,
+        Self::Activation,
+        Self::Add,
+        Self::Scale,
+        Self::RotaryTable,
+        Self::Rotary,
+        Self::KvStore,
+        Self::Attention,
+        Self::Select,
+        Self::Pool,
+    ];
+    /// Short name for listings and profiles.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+            Self::Norm => "norm",
+            Self::Quantize => "quantize",
+            Self::Linear => "linear",
+            Self::Gated => "gated",
+            Self::Activation => "activation",
+            Self::Add => "add",
+            Self::Scale => "scale",
+            Self::RotaryTable => "rotary_table",
+            Self::Rotary => "rotary",
+            Self::KvStore => "kv_store",
+            Self::Attention => "attention",
+            Self::Select => "select",
+            Self::Pool => "pool",
+        }
+    }
+}
+
+/// What indexes an embedding table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmbedSource {
+    /// The token id.
+    Token,
+    /// The token type (segment) id.
+    TokenType,
+    /// The absolute position plus the op's offset.
+    Position,
+}
+
+/// Kind of normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x · rsqrt(mean(x²) + eps) · w`.
+    Rms,
+    /// `(x − mean) · rsqrt(var + eps) · w + b`.
+    Layer,
+}
+
+/// Which token rows become output rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelectRows {
+    /// The rows that the caller of the step asked for.
+    Requested,
+    /// The step's first row.
+    First,
+    /// The step's last row.
+    Last,
+}
+
+/// Additive attention bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BiasKind {
+    /// None.
+    None,
+    /// ALiBi: tensor `[heads]` of slopes; adds `slope · (key position − query position)`.
+    Alibi,
+    /// T5: tensor `[heads, 2·span + 1]`, entry `span + clamp(key − query, ±span)`.
+    Relative,
+}
+
+/// A typed op. `width` counts elements of a row unless said otherwise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Op {
+    /// `out[:width] = scale · table[index]`.
+    Embed {
+        /// Table, `[rows, width]`.
+        table: u32,
+        /// What indexes the table.
+        source: EmbedSource,
+        /// Added to positions.
+        offset: u32,
+        /// Factor.
+        scale: f32,
+        /// Output.
+        out: Operand,
+        /// Columns.
+        width: u32,
+    },
+    /// Normalises `groups` consecutive runs of `width` each.
+    Norm {
+        /// Kind.
+        kind: NormKind,
+        /// Input; may be the output.
+        a: Operand,
+        /// Output.
+        out: Operand,
+        /// Elements of a run.
+        width: u32,
+        /// Runs per row (heads), 1 for whole rows.
+        groups: u32,
+        /// Epsilon.
+        eps: f32,
+        /// `[width]` or [`NONE`].
+        weight: u32,
+        /// `[width]` or [`NONE`].
+        bias: u32,
+    },
+    /// Quantizes `width` inputs of a float row to an activation row.
+    Quantize {
+        /// Float input.
+        a: Operand,
+        /// Quantized output.
+        out: Operand,
+        /// Inputs.
+        width: u32,
+    },
+    /// `out = residual + scale · act(W·a + bias)`; `residual` may be `out` itself.
+    Linear {
+        /// Input: float columns, or a whole quantized row for integer formats.
+        a: Operand,
+        /// Output.
+        out: Operand,
+        /// Residual or none.
+        residual: Operand,
+        /// Weight panels.
+        weight: u32,
+        /// `[N]` or [`NONE`].
+        bias: u32,
+        /// Activation.
+        act: Act,
+        /// Factor.
+        scale: f32,
+        /// Outputs: the weight's rows.
+        width: u32,
+    },
+    /// `out = act(gate) · up`.
+    Gated {
+        /// Gate.
+        gate: Operand,
+        /// Up.
+        up: Operand,
+        /// Output.
+        out: Operand,
+        /// Columns.
+        width: u32,
+        /// Activation of the gate.
+        act: Act,
+    },
+    /// `out = act(a)`; in place allowed.
+    Activation {
+        /// Input.
+        a: Operand,
+        /// Output.
+        out: Operand,
+        /// Columns.
+        width: u32,
+        /// Activation.
+        act: Act,
+    },
+    /// `out = a + scale · b`; `a` may be `out`.
+    Add {
+        /// First.
+        a: Operand,
+        /// Second.
+        b: Operand,
+        /// Output.
+        out: Operand,
+        /// Columns.
+        width: u32,
+        /// Factor of `b`.
+        scale: f32,
+    },
+    /// `out = softcap(a · factor)`, `softcap(x) = cap · tanh(x / cap)` unless `cap` is 0; in place allowed.
+    Scale {
+        /// Input.
+        a: Operand,
+        /// Output.
+        out: Operand,
+        /// Columns.
+        width: u32,
+        /// Factor.
+        factor: f32,
+        /// Soft cap, 0 for none.
+        cap: f32,
+    },
+    /// Writes `cos | sin` (`half` each) of every row's position.
+    RotaryTable {
+        /// Inverse frequencies, `[half]`.
+        freqs: u32,
+        /// Inverse frequencies once the session's planned context exceeds `threshold`, or [`NONE`].
+        long_freqs: u32,
+        /// See `long_freqs`.
+        threshold: u32,
+        /// Factor of cos and sin (YaRN-style attention factor).
+        scale: f32,
+        /// Output, `2·half` columns.
+        out: Operand,
+        /// Rotated pairs.
+        half: u32,
+    },
+    /// Rotates the first `2·half` elements of each of `heads` heads, in place.
+    Rotary {
+        /// Vectors, changed in place.
+        x: Operand,
+        /// Table of [`Op::RotaryTable`].
+        table: Operand,
+        /// Heads.
+        heads: u32,
+        /// Elements from head to head.
+        head_dim: u32,
+        /// Rotated pairs.
+        half: u32,
+        /// Pairs are neighbours (GPT-J style) instead of `half` apart.
+        interleaved: bool,
+    },
+    /// Appends keys and values of all rows to a cache.
+    KvStore {
+        /// Keys, `kv_heads · key_dim` columns.
+        k: Operand,
+        /// Values, `kv_heads · value_dim` columns.
+        v: Operand,
+        /// Cache.
+        cache: u32,
+    },
+    /// Attention of `heads` query heads over a cache.
+    Attention {
+        /// Queries, `heads · key_dim` columns.
+        q: Operand,
+        /// Output, `heads · value_dim` columns.
+        out: Operand,
+        /// Cache.
+        cache: u32,
+        /// Query heads, a multiple of the cache's heads.
+        heads: u32,
+        /// Score factor.
+        scale: f32,
+        /// Soft cap of the scores, 0 for none.
+        softcap: f32,
+        /// Keys visible to the left: `key > query − window` (both sides for non-causal: `|key − query| < window`); 0 for all.
+        window: u32,
+        /// Keys after the query are masked.
+        causal: bool,
+        /// Additive bias.
+        bias_kind: BiasKind,
+        /// Bias tensor or [`NONE`].
+        bias: u32,
+    },
+    /// Copies `width` columns of selected token rows to the output rows; `First` and `Last` fill every output row.
+    Select {
+        /// Token rows.
+        a: Operand,
+        /// Output rows.
+        out: Operand,
+        /// Columns.
+        width: u32,
+        /// Which rows.
+        rows: SelectRows,
+    },
+    /// Mean over the step's token rows, written to every output row.
+    Pool {
+        /// Token rows.
+        a: Operand,
+        /// Output rows.
+        out: Operand,
+        /// Columns.
+        width: u32,
+    },
+}
+
+const F_INTERLEAVED: u16 = 1;
+const F_CAUSAL: u16 = 1;
+
+fn blank(code: OpCode, width: u32) -> OpRecord {
+    OpRecord {
+        code: code as u16,
+        flags: 0,
+        width,
+        a: Operand::NONE,
+        b: Operand::NONE,
+        out: Operand::NONE,
+        w0: NONE,
+        w1: NONE,
+        p: [0; 6],
+    }
+}
+
+impl Op {
+    /// The code.
+    #[must_use]
+    pub const fn code(&self) -> OpCode {
+        match self {
+            Self::Embed { .. } => OpCode::Embed,
+            Self::Norm { .. } => OpCode::Norm,
+            Self::Quantize { .. } => OpCode::Quantize,
+            Self::Linear { .. } => OpCode::Linear,
+            Self::Gated { .. } => OpCode::Gated,
+            Self::Activation { .. } => OpCode::Activation,
+            Self::Add { .. } => OpCode::Add,
+            Self::Scale { .. } => OpCode::Scale,
+            Self::RotaryTable { .. } => OpCode::RotaryTable,
+            Self::Rotary { .. } => OpCode::Rotary,
+            Self::KvStore { .. } => OpCode::KvStore,
+            Self::Attention { .. } => OpCode::Attention,
+            Self::Select { .. } => OpCode::Select,
+            Self::Pool { .. } => OpCode::Pool,
+        }
+    }
+
+    /// The record of this op.
+    #[must_use]
+    pub fn encode(&self) -> OpRecord {
+        let base = |width| blank(self.code(), width);
+        match *self {
+            Self::Embed { table, source, offset, scale, out, width } => {
+                OpRecord { out, w0: table, p: [source as u32, offset, scale.to_bits(), 0, 0, 0], ..base(width) }
+            }
+            Self::Norm { kind, a, out, width, groups, eps, weight, bias } => OpRecord {
+                a,
+                out,
+                w0: weight,
+                w1: bias,
+                p: [kind as u32, groups, eps.to_bits(), 0, 0, 0],
+                ..base(width)
+            },
+            Self::Quantize { a, out, width } => OpRecord { a, out, ..base(width) },
+            Self::Linear { a, out, residual, weight, bias, act, scale, width } => OpRecord {
+                a,
+                b: residual,
+                out,
+                w0: weight,
+                w1: bias,
+                p: [act as u32, scale.to_bits(), 0, 0, 0, 0],
+                ..base(width)
+            },
+            Self::Gated { gate, up, out, width, act } => {
+                OpRecord { a: gate, b: up, out, p: [act as u32, 0, 0, 0, 0, 0], ..base(width) }
+            }
+            Self::Activation { a, out, width, act } => {
+                OpRecord { a, out, p: [act as u32, 0, 0, 0, 0, 0], ..base(width) }
+            }
+            Self::Add { a, b, out, width, scale } => {
+                OpRecord { a, b, out, p: [scale.to_bits(), 0, 0, 0, 0, 0], ..base(width) }
+            }
+            Self::Scale { a, out, width, factor, cap } => {
+                OpRecord { a, out, p: [factor.to_bits(), cap.to_bits(), 0, 0, 0, 0], ..base(width) }
+            }
+            Self::RotaryTable { freqs, long_freqs, threshold, scale, out, half } => {
+                OpRecord { out, w0: freqs, w1: long_freqs, p: [threshold, scale.to_bits(), 0, 0, 0, 0], ..base(half) }
+            }
+            Self::Rotary { x, table, heads, head_dim, half, interleaved } => OpRecord {
+                flags: if interleaved { F_INTERLEAVED } else { 0 },
+                b: table,
+                out: x,
+                p: [heads, head_dim, 0, 0, 0, 0],
+                ..base(half)
+            },
+            Self::KvStore { k, v, cache } => OpRecord { a: k, b: v, p: [cache, 0, 0, 0, 0, 0], ..base(0) },
+            Self::Attention { q, out, cache, heads, scale, softcap, window, causal, bias_kind, bias } => OpRecord {
+                flags: if causal { F_CAUSAL } else { 0 },
+                a: q,
+                out,
+                w0: bias,
+                p: [cache, heads, scale.to_bits(), softcap.to_bits(), window, bias_kind as u32],
+                ..base(0)
+            },
+            Self::Select { a, out, width, rows } => OpRecord { a, out, p: [rows as u32, 0, 0, 0, 0, 0], ..base(width) },
+            Self::Pool { a, out, width } => OpRecord { a, out, ..base(width) },
+        }
+    }
+
+    /// The op of a record, strictly: unused fields must hold their neutral value, so that [`Op::encode`] gives the same
+    /// record back. The verifier's form.
+    ///
+    /// # Errors
+    /// As [`Op::parse`], and for fields that are not neutral.
+    pub fn decode(r: &OpRecord) -> Result<Self> {
+        let op = Self::parse(r)?;
+        if bytemuck::bytes_of(&op.encode()) == bytemuck::bytes_of(r) {
+            Ok(op)
+        } else {
+            Err(Error::new(ErrorKind::Invalid, "ops: unused field is not neutral").values(r.code.into(), 0))
+        }
+    }
+
+    /// The op of a record.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] naming the op field for unknown codes and parameters.
+    pub fn parse(r: &OpRecord) -> Result<Self> {
+        let bad = |what, v: u32| Error::new(ErrorKind::Invalid, what).values(v.into(), 0);
+        let code =
+            OpCode::ALL.into_iter().find(|c| *c as u16 == r.code).ok_or_else(|| bad("ops.code", r.code.into()))?;
+        let f = f32::from_bits;
+        let act = |v: u32| u16::try_from(v).ok().and_then(Act::from_u16).ok_or_else(|| bad("ops: activation", v));
+        let p = r.p;
+        Ok(match code {
+            OpCode::Embed => Self::Embed {
+                table: r.w0,
+                source: match p[0] {
+                    0 => EmbedSource::Token,
+                    1 => EmbedSource::TokenType,
+                    2 => EmbedSource::Position,
+                    v => return Err(bad("embed.source", v)),
+                },
+                offset: p[1],
+                scale: f(p[2]),
+                out: r.out,
+                width: r.width,
+            },
+            OpCode::Norm => Self::Norm {
+                kind: match p[0] {
+                    0 => NormKind::Rms,
+                    1 => NormKind::Layer,
+                    v => return Err(bad("norm.kind", v)),
+                },
+                a: r.a,
+                out: r.out,
+                width: r.width,
+                groups: p[1],
+                eps: f(p[2]),
+                weight: r.w0,
+                bias: r.w1,
+            },
+            OpCode::Quantize => Self::Quantize { a: r.a, out: r.out, width: r.width },
+            OpCode::Linear => Self::Linear {
+                a: r.a,
+                out: r.out,
+                residual: r.b,
+                weight: r.w0,
+                bias: r.w1,
+                act: act(p[0])?,
+                scale: f(p[1]),
+                width: r.width,
+            },
+            OpCode::Gated => Self::Gated { gate: r.a, up: r.b, out: r.out, width: r.width, act: act(p[0])? },
+            OpCode::Activation => Self::Activation { a: r.a, out: r.out, width: r.width, act: act(p[0])? },
+            OpCode::Add => Self::Add { a: r.a, b: r.b, out: r.out, width: r.width, scale: f(p[0]) },
+            OpCode::Scale => Self::Scale { a: r.a, out: r.out, width: r.width, factor: f(p[0]), cap: f(p[1]) },
+            OpCode::RotaryTable => Self::RotaryTable {
+                freqs: r.w0,
+                long_freqs: r.w1,
+                threshold: p[0],
+                scale: f(p[1]),
+                out: r.out,
+                half: r.width,
+            },
+            OpCode::Rotary => Self::Rotary {
+                x: r.out,
+                table: r.b,
+                heads: p[0],
+                head_dim: p[1],
+                half: r.width,
+                interleaved: r.flags == F_INTERLEAVED,
+            },
+            OpCode::KvStore => Self::KvStore { k: r.a, v: r.b, cache: p[0] },
+            OpCode::Attention => Self::Attention {
+                q: r.a,
+                out: r.out,
+                cache: p[0],
+                heads: p[1],
+                scale: f(p[2]),
+                softcap: f(p[3]),
+                window: p[4],
+                causal: r.flags == F_CAUSAL,
+                bias_kind: match p[5] {
+                    0 => BiasKind::None,
+                    1 => BiasKind::Alibi,
+                    2 => BiasKind::Relative,
+                    v => return Err(bad("attention.bias_kind", v)),
+                },
+                bias: r.w0,
+            },
+            OpCode::Select => Self::Select {
+                a: r.a,
+                out: r.out,
+                width: r.width,
+                rows: match p[0] {
+                    0 => SelectRows::Requested,
+                    1 => SelectRows::First,
+                    2 => SelectRows::Last,
+                    v => return Err(bad("select.rows", v)),
+                },
+            },
+            OpCode::Pool => Self::Pool { a: r.a, out: r.out, width: r.width },
+        })
+    }
+}

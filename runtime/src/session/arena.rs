@@ -1,0 +1,420 @@
+//! The caller's arena, carved into activation rows and KV caches.
+//!
+//! Rows are handed out as one output and its inputs at a time; the output's memory is checked to be disjoint from the
+//! inputs', so everything above this module is safe code.
+#![expect(unsafe_code, reason = "rows of one arena are lent to several threads; disjointness is asserted here")]
+
+use core::marker::PhantomData;
+
+use super::workers::Workers;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::record::CacheKind;
+use crate::format::record::{BufferRecord, Operand, RowKind};
+use crate::format::view::File;
+use crate::kernels::{Attend, Kernels};
+use crate::program::plan::{ARENA_ALIGN, Plan, SessionConfig, cache_bytes};
+
+/// The arena of a session.
+pub struct Arena<'m> {
+    base: *mut u8,
+    file: File<'m>,
+    config: SessionConfig,
+    /// Where the output rows' area starts.
+    output_area: usize,
+    /// Where the KV caches start.
+    kv_area: usize,
+    /// Rows of the current step.
+    tokens: usize,
+    outputs: usize,
+    _arena: PhantomData<&'m mut [u8]>,
+}
+
+// SAFETY: the arena is exclusively borrowed for 'm; all access goes through &self or &mut self methods that follow the
+// usual aliasing rules.
+unsafe impl Send for Arena<'_> {}
+// SAFETY: as above; `&Arena` gives no access to the memory.
+unsafe impl Sync for Arena<'_> {}
+
+impl<'m> Arena<'m> {
+    /// Takes exactly the planned bytes of `memory` and zeroes them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooSmall`] when one byte is missing, [`ErrorKind::Misaligned`] unless 64-byte aligned.
+    pub fn new(file: File<'m>, config: SessionConfig, memory: &'m mut [u8]) -> Result<Self> {
+        let plan = Plan::of(&file, &config);
+        if (memory.len() as u64) < plan.arena_bytes {
+            return Err(Error::new(ErrorKind::TooSmall, "arena").values(memory.len() as u64, plan.arena_bytes));
+        }
+        if memory.as_ptr() as usize % ARENA_ALIGN != 0 {
+            return Err(Error::new(ErrorKind::Misaligned, "arena")
+                .values((memory.as_ptr() as usize % ARENA_ALIGN) as u64, ARENA_ALIGN as u64));
+        }
+        memory[..plan.arena_bytes as usize].fill(0);
+        let output_area = file.info.per_token as usize * config.tokens as usize;
+        let kv_area = plan.activation_bytes as usize;
+        Ok(Self {
+            base: memory.as_mut_ptr(),
+            file,
+            config,
+            output_area,
+            kv_area,
+            tokens: 0,
+            outputs: 0,
+            _arena: PhantomData,
+        })
+    }
+
+    /// Sets the rows of the coming step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Capacity`] beyond the plan.
+    pub fn begin(&mut self, tokens: usize, outputs: usize) -> Result<()> {
+        if tokens > self.config.tokens as usize {
+            return Err(
+                Error::new(ErrorKind::Capacity, "tokens in one step").values(tokens as u64, self.config.tokens.into())
+            );
+        }
+        if outputs > self.config.outputs as usize {
+            return Err(Error::new(ErrorKind::Capacity, "output rows in one step")
+                .values(outputs as u64, self.config.outputs.into()));
+        }
+        (self.tokens, self.outputs) = (tokens, outputs);
+        Ok(())
+    }
+
+    /// Byte range (start, stride, rows) of a buffer in this step, and its record.
+    fn place(&self, buffer: u16) -> (usize, usize, usize, &'m BufferRecord) {
+        let b = &self.file.buffers[usize::from(buffer)];
+        let stride = b.row_bytes as usize;
+        if b.rows == RowKind::Token as u16 {
+            (b.offset as usize * self.config.tokens as usize, stride, self.tokens, b)
+        } else {
+            (self.output_area + b.offset as usize * self.config.outputs as usize, stride, self.outputs, b)
+        }
+    }
+
+    fn raw(&self, at: Operand, width: usize) -> Raw {
+        let (start, stride, rows, b) = self.place(at.buffer);
+        let quant = b.kind == crate::format::record::BufferKind::Quant as u16;
+        let (skip, bytes) = if quant { (0, stride) } else { (at.col as usize * 4, width * 4) };
+        assert!(skip + bytes <= stride, "verified operand");
+        // SAFETY: the verifier established offset + row_bytes <= per_token (per_output), so `rows` rows from `start`
+        // lie inside the planned arena, whose length `new` checked.
+        Raw { ptr: unsafe { self.base.add(start + skip) }, stride, rows, bytes }
+    }
+
+    /// A finished buffer for reading.
+    #[must_use]
+    pub fn read(&self, at: Operand, width: usize) -> Rows<'_> {
+        Rows { raw: self.raw(at, width), _memory: PhantomData }
+    }
+
+    /// An output alone (also for in-place ops).
+    pub fn out(&mut self, at: Operand, width: usize) -> RowsMut<'_> {
+        RowsMut { raw: self.raw(at, width), _memory: PhantomData }
+    }
+
+    /// An output and its inputs.
+    ///
+    /// # Panics
+    /// When an input overlaps the output, which the verifier excludes.
+    pub fn split<const N: usize>(
+        &mut self,
+        out: (Operand, usize),
+        inputs: [(Operand, usize); N],
+    ) -> (RowsMut<'_>, [Rows<'_>; N]) {
+        let (o_start, o_stride, ..) = self.place(out.0.buffer);
+        let o_rows = self.capacity(out.0.buffer);
+        for (at, _) in inputs {
+            let (start, stride, ..) = self.place(at.buffer);
+            let rows = self.capacity(at.buffer);
+            let disjoint = start + stride * rows <= o_start || o_start + o_stride * o_rows <= start;
+            assert!(disjoint, "an input overlaps the output");
+        }
+        let rows = inputs.map(|(at, width)| Rows { raw: self.raw(at, width), _memory: PhantomData });
+        (RowsMut { raw: self.raw(out.0, out.1), _memory: PhantomData }, rows)
+    }
+
+    fn capacity(&self, buffer: u16) -> usize {
+        if self.file.buffers[usize::from(buffer)].rows == RowKind::Token as u16 {
+            self.config.tokens as usize
+        } else {
+            self.config.outputs as usize
+        }
+    }
+
+    fn cache_start(&self, cache: u32, sequence: u32) -> (usize, usize) {
+        let mut start = self.kv_area;
+        for c in &self.file.caches[..cache as usize] {
+            let copies = if c.kind == CacheKind::Step as u32 { 1 } else { self.config.sequences as usize };
+            start += cache_bytes(c, &self.config) as usize * copies;
+        }
+        let c = &self.file.caches[cache as usize];
+        let bytes = cache_bytes(c, &self.config) as usize;
+        let slot = if c.kind == CacheKind::Step as u32 { 0 } else { sequence as usize };
+        (start + slot * bytes, bytes)
+    }
+
+    /// One sequence's cache for writing, beside the rows to store.
+    ///
+    /// # Panics
+    /// When `sequence` is not below the planned number.
+    pub fn cache_mut<const N: usize>(
+        &mut self,
+        cache: u32,
+        sequence: u32,
+        inputs: [(Operand, usize); N],
+    ) -> (&mut [u8], [Rows<'_>; N]) {
+        assert!(sequence < self.config.sequences, "sequence in range");
+        let (start, bytes) = self.cache_start(cache, sequence);
+        let rows = inputs.map(|(at, width)| Rows { raw: self.raw(at, width), _memory: PhantomData });
+        // SAFETY: the plan sums every cache's bytes after the activation area, so the range is inside the arena and
+        // disjoint from all activation rows; &mut self makes it exclusive.
+        (unsafe { core::slice::from_raw_parts_mut(self.base.add(start), bytes) }, rows)
+    }
+
+    /// One sequence's cache for reading, beside an output and one input.
+    ///
+    /// # Panics
+    /// When `sequence` is not below the planned number or the operands overlap.
+    pub fn cache_split(
+        &mut self,
+        cache: u32,
+        sequence: u32,
+        out: (Operand, usize),
+        input: (Operand, usize),
+    ) -> (&[u8], RowsMut<'_>, Rows<'_>) {
+        assert!(sequence < self.config.sequences, "sequence in range");
+        let (start, bytes) = self.cache_start(cache, sequence);
+        // SAFETY: as in `cache_mut`; the cache is disjoint from the activation rows that `split` lends.
+        let region = unsafe { core::slice::from_raw_parts(self.base.add(start), bytes) };
+        let (rows, [q]) = self.split(out, [input]);
+        (region, rows, q)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Raw {
+    ptr: *mut u8,
+    stride: usize,
+    rows: usize,
+    bytes: usize,
+}
+
+/// Rows for reading.
+#[derive(Clone, Copy)]
+pub struct Rows<'s> {
+    raw: Raw,
+    _memory: PhantomData<&'s [u8]>,
+}
+
+// SAFETY: shared, read-only access to plain numbers.
+unsafe impl Sync for Rows<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Rows<'_> {}
+
+impl<'s> Rows<'s> {
+    /// Number of rows.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.raw.rows
+    }
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.raw.rows == 0
+    }
+    /// Bytes from row to row.
+    #[must_use]
+    pub const fn stride(&self) -> usize {
+        self.raw.stride
+    }
+    /// Bytes of a row's columns.
+    #[must_use]
+    pub fn bytes(&self, row: usize) -> &'s [u8] {
+        assert!(row < self.raw.rows, "row in range");
+        // SAFETY: `raw` describes rows inside the arena (see `Arena::raw`), not written while 's lasts.
+        unsafe { core::slice::from_raw_parts(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) }
+    }
+    /// A row of floats.
+    #[must_use]
+    pub fn row(&self, row: usize) -> &'s [f32] {
+        bytemuck::cast_slice(self.bytes(row))
+    }
+    /// From the first byte of row `first` to the last byte of row `first + count − 1`, as kernels take several rows.
+    #[must_use]
+    pub fn span(&self, first: usize, count: usize) -> &'s [u8] {
+        assert!(count > 0 && first + count <= self.raw.rows, "rows in range");
+        let len = (count - 1) * self.raw.stride + self.raw.bytes;
+        // SAFETY: as in `bytes`; the bytes between the rows' columns belong to the same buffer (or to a buffer that
+        // shares its rows' stride) and are not written while 's lasts.
+        unsafe { core::slice::from_raw_parts(self.raw.ptr.add(first * self.raw.stride), len) }
+    }
+}
+
+/// Rows for writing.
+pub struct RowsMut<'s> {
+    raw: Raw,
+    _memory: PhantomData<&'s mut [u8]>,
+}
+
+// SAFETY: the methods below give every row, or every block of columns, to exactly one task.
+unsafe impl Sync for RowsMut<'_> {}
+// SAFETY: exclusive access to plain numbers.
+unsafe impl Send for RowsMut<'_> {}
+
+impl RowsMut<'_> {
+    /// Number of rows.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.raw.rows
+    }
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.raw.rows == 0
+    }
+    /// A row of floats.
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        bytemuck::cast_slice_mut(self.bytes(row))
+    }
+    /// Bytes of a row's columns.
+    pub fn bytes(&mut self, row: usize) -> &mut [u8] {
+        assert!(row < self.raw.rows, "row in range");
+        // SAFETY: a row inside the arena, exclusively borrowed through &mut self.
+        unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) }
+    }
+
+    /// Runs `f` for every row, rows spread over the workers.
+    pub fn each_bytes(self, workers: &dyn Workers, f: impl Fn(usize, &mut [u8]) + Sync) {
+        let raw = SendRaw(self.raw);
+        let n = self.raw.rows;
+        let per_task = n.div_ceil(workers.count() * 4).max(1);
+        workers.run(n.div_ceil(per_task), &|task| {
+            let raw = &raw;
+            for row in task * per_task..n.min((task + 1) * per_task) {
+                // SAFETY: inside the arena as `Arena::raw` established; `Workers::run` gives each task number to one
+                // call, so this row is borrowed once.
+                f(row, unsafe { core::slice::from_raw_parts_mut(raw.0.ptr.add(row * raw.0.stride), raw.0.bytes) });
+            }
+        });
+    }
+
+    /// Runs `f` for every row of floats, rows spread over the workers.
+    pub fn each_row(self, workers: &dyn Workers, f: impl Fn(usize, &mut [f32]) + Sync) {
+        self.each_bytes(workers, |row, bytes| f(row, bytemuck::cast_slice_mut(bytes)));
+    }
+
+    /// Splits the columns into blocks of `block` elements (the last may be shorter) and runs `f(first block, blocks)` so that
+    /// every block is in exactly one call; `f` reaches its columns of any row through [`ColsMut`].
+    pub fn each_block(self, workers: &dyn Workers, block: usize, per_task: usize, f: impl Fn(ColsMut<'_>) + Sync) {
+        let width = self.raw.bytes / 4;
+        let blocks = width.div_ceil(block);
+        let raw = SendRaw(self.raw);
+        workers.run(blocks.div_ceil(per_task), &|task| {
+            let raw = &raw;
+            let first = task * per_task;
+            let last = blocks.min(first + per_task);
+            let start = first * block;
+            let end = width.min(last * block);
+            // SAFETY: columns start..end of every row; `Workers::run` gives each task number to one call and tasks have
+            // disjoint columns.
+            let ptr = unsafe { raw.0.ptr.add(start * 4) };
+            f(ColsMut {
+                raw: Raw { ptr, bytes: (end - start) * 4, ..raw.0 },
+                first_block: first,
+                _memory: PhantomData,
+            });
+        });
+    }
+}
+
+impl RowsMut<'_> {
+    /// Cuts rows `range` into runs of `run` and the columns into blocks of `block` elements, and runs `f` for every tile.
+    pub fn tiles(
+        &mut self,
+        workers: &dyn Workers,
+        range: core::ops::Range<usize>,
+        run: usize,
+        block: usize,
+        f: impl Fn(TileMut<'_>) + Sync,
+    ) {
+        assert!(range.end <= self.raw.rows, "rows in range");
+        let blocks = self.raw.bytes / 4 / block;
+        let runs = range.len().div_ceil(run);
+        let raw = SendRaw(self.raw);
+        workers.run(blocks * runs, &|task| {
+            let raw = &raw;
+            let (first_block, r) = (task % blocks, task / blocks);
+            let first_row = range.start + r * run;
+            let rows = run.min(range.end - first_row);
+            // SAFETY: a tile inside the rows of `raw`; `Workers::run` gives each task number to one call, and tiles of
+            // different numbers share neither a row nor a column.
+            let ptr = unsafe { raw.0.ptr.add(first_row * raw.0.stride + first_block * block * 4) };
+            f(TileMut {
+                raw: Raw { ptr, rows, bytes: block * 4, ..raw.0 },
+                first_block,
+                first_row,
+                _memory: PhantomData,
+            });
+        });
+    }
+}
+
+/// A block of columns of a run of rows, for one task.
+pub struct TileMut<'t> {
+    raw: Raw,
+    /// Number of the block.
+    pub first_block: usize,
+    /// First row.
+    pub first_row: usize,
+    _memory: PhantomData<&'t mut [u8]>,
+}
+
+impl TileMut<'_> {
+    /// Rows of the tile.
+    #[must_use]
+    pub const fn rows(&self) -> usize {
+        self.raw.rows
+    }
+
+    /// Writes the result of an attention call of as many tokens as the tile has rows.
+    pub fn attend(self, kernels: &Kernels, call: &Attend<'_>) {
+        assert!(
+            call.tokens == self.raw.rows && call.heads * call.head_dim_v * 4 <= self.raw.bytes,
+            "the call fits the tile"
+        );
+        let stride = self.raw.stride / 4;
+        let len = (self.raw.rows - 1) * stride + self.raw.bytes / 4;
+        // SAFETY: `heads · head_dim_v` floats of each row, all inside the tile, which belongs to this task alone; the
+        // buffer's rows are 64-byte aligned and columns whole floats.
+        unsafe { kernels.attend_shared(call, self.raw.ptr.cast(), len, stride) };
+    }
+}
+
+struct SendRaw(Raw);
+// SAFETY: a pointer to plain numbers, used by disjoint tasks only.
+unsafe impl Sync for SendRaw {}
+
+/// A range of columns of all rows, for one task.
+pub struct ColsMut<'t> {
+    raw: Raw,
+    /// Number of the first block in this range.
+    pub first_block: usize,
+    _memory: PhantomData<&'t mut [u8]>,
+}
+
+impl ColsMut<'_> {
+    /// Columns in the range.
+    #[must_use]
+    pub const fn width(&self) -> usize {
+        self.raw.bytes / 4
+    }
+    /// This range of a row.
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.raw.rows, "row in range");
+        // SAFETY: inside the arena, borrowed by this task alone (see `each_block`).
+        let bytes = unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) };
+        bytemuck::cast_slice_mut(bytes)
+    }
+}

@@ -1,0 +1,211 @@
+//! Running a model: a session owns an arena and executes steps in it.
+//!
+//! A step is one pass of an entry's program over some tokens. Where they belong is said by [`Segment`]s: tokens of
+//! one or several sequences, each continuing after its past. The session keeps no other state than the KV caches in
+//! its arena, so the caller decides what each sequence's past is.
+
+pub mod arena;
+pub mod workers;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::record::{EntryKind, NONE};
+use crate::kernels::Kernels;
+use crate::model::Model;
+use crate::ops;
+use crate::program::op::Op;
+use crate::program::plan::SessionConfig;
+
+use arena::{Arena, Rows};
+use workers::Workers;
+
+/// Consecutive tokens of one sequence within a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Which of the session's sequences.
+    pub sequence: u32,
+    /// Positions already in its cache.
+    pub past: u32,
+    /// Tokens in this step.
+    pub len: u32,
+}
+
+/// The input of one step.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'s> {
+    /// Token ids of all segments, one after another.
+    pub tokens: &'s [u32],
+    /// Token type of every token; empty for all zero.
+    pub token_types: &'s [u32],
+    /// Where the tokens belong; their lengths add up to `tokens.len()`.
+    pub segments: &'s [Segment],
+    /// Token rows (indices into `tokens`) whose outputs are wanted, for models that select rows.
+    pub outputs: &'s [u32],
+}
+
+impl Step<'_> {
+    /// Position of token row `row` in its sequence.
+    #[must_use]
+    pub fn position(&self, row: usize) -> u32 {
+        let mut first = 0;
+        for s in self.segments {
+            if row < first + s.len as usize {
+                return s.past + (row - first) as u32;
+            }
+            first += s.len as usize;
+        }
+        0
+    }
+}
+
+/// Called before every op with its index and after the last one; for profiles.
+pub type Observer<'o> = &'o mut dyn FnMut(u32, Option<&Op>);
+
+/// A model running in an arena.
+pub struct Session<'m> {
+    model: Model<'m>,
+    config: SessionConfig,
+    arena: Arena<'m>,
+    kernels: &'static Kernels,
+    workers: &'m dyn Workers,
+    source_len: [u32; 1],
+}
+
+impl<'m> Session<'m> {
+    /// A session in exactly the planned bytes of `memory` (64-byte aligned; zeroed here).
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooSmall`] with the exact need when one byte is missing; [`ErrorKind::Capacity`] for a context
+    /// beyond the model's positions; [`ErrorKind::Invalid`] for an empty plan.
+    pub fn new(
+        model: Model<'m>,
+        config: SessionConfig,
+        kernels: &'static Kernels,
+        workers: &'m dyn Workers,
+        memory: &'m mut [u8],
+    ) -> Result<Self> {
+        if config.tokens == 0 || config.outputs == 0 || config.sequences == 0 {
+            return Err(Error::new(ErrorKind::Invalid, "session config: tokens, outputs and sequences must not be 0"));
+        }
+        if let Some(e) = model.file.entries.iter().find(|e| e.kind == EntryKind::Decode as u32)
+            && config.context > e.max_positions
+        {
+            return Err(
+                Error::new(ErrorKind::Capacity, "context").values(config.context.into(), e.max_positions.into())
+            );
+        }
+        let arena = Arena::new(model.file, config, memory)?;
+        Ok(Self { model, config, arena, kernels, workers, source_len: [0] })
+    }
+
+    /// The model.
+    #[must_use]
+    pub const fn model(&self) -> &Model<'m> {
+        &self.model
+    }
+
+    /// What the session was planned for.
+    #[must_use]
+    pub const fn config(&self) -> &SessionConfig {
+        &self.config
+    }
+
+    /// Runs one step.
+    ///
+    /// # Errors
+    /// A token id, token type, position or row out of range, or more than was planned; nothing has run then.
+    pub fn run(&mut self, entry: EntryKind, step: &Step<'_>) -> Result<()> {
+        self.run_observed(entry, step, &mut |_, _| {})
+    }
+
+    /// Runs one step and tells `observer` before every op.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run_observed(&mut self, entry: EntryKind, step: &Step<'_>, observer: Observer<'_>) -> Result<()> {
+        let record = self.model.entry(entry)?;
+        self.check(step, entry, record.max_positions)?;
+        self.arena.begin(step.tokens.len(), step.outputs.len())?;
+        if entry == EntryKind::Encode {
+            self.source_len = [step.tokens.len() as u32];
+        }
+        for index in record.op_start..record.op_start + record.op_count {
+            let op = Op::parse(&self.model.file.ops[index as usize])?;
+            observer(index, Some(&op));
+            let mut cx = ops::Context {
+                file: self.model.file,
+                arena: &mut self.arena,
+                kernels: self.kernels,
+                workers: self.workers,
+                step,
+                config: &self.config,
+                source_len: self.source_len[0],
+            };
+            ops::run(&op, &mut cx);
+        }
+        observer(NONE, None);
+        Ok(())
+    }
+
+    /// A named output of the entry that ran last: token rows, or one row per requested output.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Mismatch`] when the entry has no such output.
+    pub fn output(&self, entry: EntryKind, name: &str) -> Result<Rows<'_>> {
+        let record = self.model.entry(entry)?;
+        let outputs = self.model.outputs(record);
+        let o = outputs
+            .iter()
+            .find(|o| self.model.file.str(o.name) == name)
+            .ok_or(Error::new(ErrorKind::Mismatch, "the model has no such output"))?;
+        Ok(self.arena.read(o.at, o.width as usize))
+    }
+
+    fn check(&self, step: &Step<'_>, entry: EntryKind, max_positions: u32) -> Result<()> {
+        let fail = |what, found: u64, expected: u64| Err(Error::new(ErrorKind::Capacity, what).values(found, expected));
+        let info = self.model.file.info;
+        if step.tokens.is_empty() {
+            return fail("tokens: none", 0, 1);
+        }
+        if let Some(id) = step.tokens.iter().find(|id| **id >= info.vocab) {
+            return fail("token id", (*id).into(), info.vocab.into());
+        }
+        if !step.token_types.is_empty() && step.token_types.len() != step.tokens.len() {
+            return fail("token types", step.token_types.len() as u64, step.tokens.len() as u64);
+        }
+        if let Some(id) = step.token_types.iter().find(|id| **id >= info.token_types.max(1)) {
+            return fail("token type id", (*id).into(), info.token_types.into());
+        }
+        let mut total = 0_u64;
+        for (i, s) in step.segments.iter().enumerate() {
+            let end = u64::from(s.past) + u64::from(s.len);
+            let limit = if entry == EntryKind::Decode { self.config.context } else { max_positions };
+            if end > limit.min(max_positions).into() {
+                return fail("positions", end, limit.min(max_positions).into());
+            }
+            if s.sequence >= self.config.sequences || s.len == 0 {
+                return fail("segment", s.sequence.into(), self.config.sequences.into());
+            }
+            if step.segments[..i].iter().any(|o| o.sequence == s.sequence) {
+                return fail("segment: sequence twice", s.sequence.into(), 0);
+            }
+            total += u64::from(s.len);
+        }
+        if total != step.tokens.len() as u64 {
+            return fail("segments", total, step.tokens.len() as u64);
+        }
+        if entry == EntryKind::Encode {
+            // An encoder sees its whole sequence at once, one sequence per step.
+            if step.segments.len() != 1 || step.segments[0].past != 0 {
+                return fail("encode: one whole sequence per step", step.segments.len() as u64, 1);
+            }
+            let has_source = self.model.file.caches.iter().any(|c| c.kind == crate::format::CacheKind::Source as u32);
+            if has_source && total > self.config.source.into() {
+                return fail("source positions", total, self.config.source.into());
+            }
+        }
+        if let Some(row) = step.outputs.iter().find(|r| **r as usize >= step.tokens.len()) {
+            return fail("output row", (*row).into(), step.tokens.len() as u64);
+        }
+        Ok(())
+    }
+}
