@@ -1,10 +1,5 @@
-//! lora-pack as a library: what the command line does, callable from tests.
+//! lora-pack as a library.
 
-pub mod cli;
-pub mod compile;
 pub mod merge;
-pub mod pack;
 pub mod quantize;
 pub mod source;
-pub mod verb;
-pub mod write;
