@@ -1,1 +1,0 @@
-//! Tokenizers compiled to flat tables by lora-pack and used in place.

@@ -1,0 +1,3 @@
+//! What is compiled besides weights.
+
+pub mod tokenizer;
