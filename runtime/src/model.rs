@@ -6,12 +6,14 @@ use crate::format::view::File;
 use crate::kernels::KvType;
 use crate::program::plan::{Plan, SessionConfig};
 use crate::program::verify;
+use crate::tokenizer::Tokenizer;
 
 /// A verified model, borrowing the file's bytes. Cheap to copy.
 #[derive(Clone, Copy)]
 pub struct Model<'a> {
     /// The verified file.
     pub file: File<'a>,
+    tokenizer: Option<Tokenizer<'a>>,
 }
 
 impl<'a> Model<'a> {
@@ -33,7 +35,12 @@ impl<'a> Model<'a> {
             return Err(Error::new(ErrorKind::Invalid, "info.kv_type").values(file.info.kv_type.into(), 0));
         }
         verify::verify(&file)?;
-        Ok(Self { file })
+        let tokenizer = if file.tokenizer.is_empty() {
+            None
+        } else {
+            Some(Tokenizer::new_checked(file.tokenizer, file.info.vocab)?)
+        };
+        Ok(Self { file, tokenizer })
     }
 
     /// The task.
@@ -56,6 +63,14 @@ impl<'a> Model<'a> {
             2 => ProblemType::Regression,
             _ => ProblemType::SingleLabel,
         }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Mismatch`] for a file without one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer<'a>> {
+        self.tokenizer.as_ref().ok_or(Error::new(ErrorKind::Mismatch, "the file has no tokenizer"))
     }
 
     /// The tokens that end generation.

@@ -1,6 +1,10 @@
-//! lora-pack as a library.
+//! lora-pack as a library: what the command line does, callable from tests.
 
+pub mod cli;
 pub mod compile;
 pub mod merge;
+pub mod pack;
 pub mod quantize;
 pub mod source;
+pub mod verb;
+pub mod write;

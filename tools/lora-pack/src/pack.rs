@@ -1,0 +1,395 @@
+//! From a merged checkpoint to a file: lower, fill and quantize tensor by tensor, write.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+use bytemuck::Zeroable;
+use half::f16;
+use lora_models::spec::{Lowered, Part, RowMap, Source, Storage, TensorSpec};
+use lora_models::{Checkpoint, Policy};
+use lora_runtime::format::{
+    EntryRecord, FileKind, Info, NONE, OutputRecord, SlotRecord, StrRef, Task, TensorKind, TensorRecord,
+};
+use lora_runtime::kernels::{KvType, pack_float};
+use lora_runtime::weights::WeightFormat;
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::compile::tokenizer::compile_tokenizer;
+use crate::merge::{Merged, TaskType};
+use crate::quantize::{Q4_TABLE, quantize_rows};
+use crate::source::BaseModel;
+use crate::write::{LpkWriter, Strings, Tables};
+
+/// How to pack.
+#[derive(Clone, Debug)]
+pub struct PackOptions {
+    /// Main format.
+    pub format: WeightFormat,
+    /// Label names by index, when the user gives them.
+    pub labels: Option<Vec<String>>,
+    /// Task, when the adapter and the base do not say.
+    pub task: Option<Task>,
+}
+
+/// What was packed.
+#[derive(Clone, Debug)]
+pub struct PackReport {
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Bytes of all weights as f32.
+    pub float_bytes: u64,
+    /// Tensors written.
+    pub tensors: usize,
+    /// Bits per weight over all matrices, scales included.
+    pub bits_per_weight: f64,
+    /// Content hash.
+    pub hash: [u8; 32],
+    /// Architecture.
+    pub architecture: &'static str,
+    /// Task.
+    pub task: Task,
+    /// Per format: matrices, weights, bytes.
+    pub formats: BTreeMap<&'static str, (usize, u64, u64)>,
+    /// Seconds of the whole pack.
+    pub seconds: f64,
+}
+
+/// Progress of a pack: bytes of float weights done and in all.
+pub type Progress<'p> = &'p mut dyn FnMut(u64, u64);
+
+/// The merged checkpoint as the lowering sees it.
+struct View<'a, 'b>(&'a Merged<'b>);
+
+impl Checkpoint for View<'_, '_> {
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.shape(name).map(|s| s.to_vec())
+    }
+}
+
+/// The task of a merged model: the user's word, the adapter's, then the base's head.
+///
+/// # Errors
+/// When nobody says.
+pub fn task_of(merged: &Merged<'_>, options: &PackOptions) -> Result<Task> {
+    let class = merged.config().get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+    options
+        .task
+        .or_else(|| merged.task().or_else(|| class.and_then(TaskType::of_class)).map(task_number))
+        .ok_or_else(|| anyhow!("the task is unknown: neither the adapter's task_type nor config.json's architectures names it; give --task"))
+}
+
+/// The file's task of PEFT's task.
+const fn task_number(task: TaskType) -> Task {
+    match task {
+        TaskType::CausalLm => Task::CausalLm,
+        TaskType::Seq2SeqLm => Task::Seq2SeqLm,
+        TaskType::SeqCls => Task::SeqCls,
+        TaskType::TokenCls => Task::TokenCls,
+        TaskType::QuestionAns => Task::QuestionAnswering,
+        TaskType::FeatureExtraction => Task::FeatureExtraction,
+    }
+}
+
+/// Packs `merged` into `out`.
+///
+/// # Errors
+/// An unsupported model, a missing tensor, a number that is not finite, a disk error: each named; no file is left.
+pub fn pack(
+    base: &BaseModel,
+    merged: &Merged<'_>,
+    options: &PackOptions,
+    extra_meta: BTreeMap<String, String>,
+    out: &Path,
+    progress: Progress<'_>,
+) -> Result<PackReport> {
+    let start = Instant::now();
+    let config = merged.config();
+    let task = task_of(merged, options)?;
+    let lowered = lora_models::lower(config, &View(merged), task, Policy::new(options.format))?;
+    check_size(&lowered)?;
+    let tokenizer = match &merged.tokenizer().tokenizer_json {
+        Some(json) => Some(compile_tokenizer(json, lowered.vocab).context("tokenizer.json")?),
+        None => None,
+    };
+    let codebook = Q4_TABLE;
+    let mut strings = Strings::default();
+    let mut writer = LpkWriter::create(out)?;
+    let total: u64 = lowered.tensors.iter().map(|t| (t.rows * t.cols * 4) as u64).sum();
+    let mut done = 0;
+    let mut records = Vec::with_capacity(lowered.tensors.len());
+    let mut formats: BTreeMap<&'static str, (usize, u64, u64)> = BTreeMap::new();
+    for spec in &lowered.tensors {
+        let values = fill(spec, merged).with_context(|| format!("tensor {}", spec.name))?;
+        let (kind, format, bytes) = match spec.storage {
+            Storage::Vector => (TensorKind::Vector, WeightFormat::F32, bytemuck::cast_slice(&values).to_vec()),
+            Storage::Panels(format) => {
+                let bytes = pack_matrix(format, &values, spec.rows, spec.cols, &codebook)
+                    .with_context(|| format!("tensor {}", spec.name))?;
+                let entry = formats.entry(format.name()).or_default();
+                entry.0 += 1;
+                entry.1 += (spec.rows * spec.cols) as u64;
+                entry.2 += bytes.len() as u64;
+                (TensorKind::Panels, format, bytes)
+            }
+        };
+        let offset = writer.tensor(&bytes)?;
+        records.push(TensorRecord {
+            name: strings.add(&spec.name),
+            kind: kind as u16,
+            format: format as u16,
+            rows: spec.rows as u32,
+            cols: spec.cols as u32,
+            reserved: 0,
+            offset,
+            len: bytes.len() as u64,
+        });
+        done += (spec.rows * spec.cols * 4) as u64;
+        progress(done, total);
+    }
+    let labels = label_names(config, options, lowered.labels as usize)?;
+    let labels: Vec<StrRef> = labels.iter().map(|l| strings.add(l)).collect();
+    let info = info(base, merged, &lowered, &mut strings);
+    let mut meta = extra_meta;
+    meta.insert("format.blocks".into(), options.format.name().into());
+    let (entries, ops, outputs) = program(&lowered, &mut strings);
+    let slots = slots(&lowered, &mut strings);
+    let tables = Tables {
+        kind: FileKind::Model,
+        fingerprint: base.fingerprint(),
+        codebook,
+        info,
+        meta,
+        strings,
+        entries,
+        ops,
+        buffers: lowered.buffers.clone(),
+        caches: lowered.caches.clone(),
+        outputs,
+        tensors: records,
+        slots,
+        labels,
+        tokenizer: tokenizer.map(|t| t.bytes).unwrap_or_default(),
+    };
+    let (file_bytes, hash) = writer.finish(tables)?;
+    let (weights, packed) = formats.values().fold((0, 0), |(w, b), f| (w + f.1, b + f.2));
+    Ok(PackReport {
+        file_bytes,
+        float_bytes: total,
+        tensors: lowered.tensors.len(),
+        bits_per_weight: packed as f64 * 8.0 / (weights as f64).max(1.0),
+        hash,
+        architecture: lowered.architecture,
+        task,
+        formats,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+fn check_size(lowered: &Lowered) -> Result<()> {
+    for t in &lowered.tensors {
+        if u32::try_from(t.rows).is_err() || u32::try_from(t.cols).is_err() || t.rows == 0 || t.cols == 0 {
+            bail!("tensor {}: {} × {} is outside of what a file can hold", t.name, t.rows, t.cols);
+        }
+    }
+    Ok(())
+}
+
+/// Quantizes a matrix and lays it out.
+fn pack_matrix(format: WeightFormat, values: &[f32], rows: usize, cols: usize, codebook: &[u8; 16]) -> Result<Vec<u8>> {
+    if !format.is_float() {
+        return Ok(quantize_rows(format, values, rows, cols, None, codebook)?.pack());
+    }
+    if format == WeightFormat::F16
+        && let Some(v) = values.iter().find(|v| v.abs() > f16::MAX.to_f32())
+    {
+        bail!("the value {v} does not fit f16; use --quant f32 or an integer format");
+    }
+    Ok(pack_float(format, values, rows, cols))
+}
+
+/// The values of a tensor, row-major.
+fn fill(spec: &TensorSpec, merged: &Merged<'_>) -> Result<Vec<f32>> {
+    let vector = spec.storage == Storage::Vector;
+    let mut out = Vec::new();
+    for part in &spec.parts {
+        let width = if vector { 1 } else { spec.cols };
+        let mut values = fill_part(part, width, merged)?;
+        if part.add != 0.0 {
+            values.par_iter_mut().for_each(|v| *v += part.add);
+        }
+        if out.is_empty() {
+            out = values;
+            if spec.parts.len() > 1 {
+                out.reserve_exact(spec.rows * spec.cols - out.len().min(spec.rows * spec.cols));
+            }
+        } else {
+            out.extend_from_slice(&values);
+        }
+    }
+    if out.len() != spec.rows * spec.cols {
+        bail!("{} values where {} × {} are expected", out.len(), spec.rows, spec.cols);
+    }
+    Ok(out)
+}
+
+fn fill_part(part: &Part, width: usize, merged: &Merged<'_>) -> Result<Vec<f32>> {
+    match &part.source {
+        Source::Values(v) => Ok(v.clone()),
+        Source::Zeros => Ok(vec![0.0; part.rows * width]),
+        Source::Checkpoint { name, transpose, rows } => {
+            let values = merged.tensor_f32(name)?;
+            let stored = values.len() / width;
+            let values = if *transpose { transposed(&values, width, stored) } else { values };
+            if *rows == RowMap::range(0, stored) {
+                return Ok(values);
+            }
+            let mut out = Vec::with_capacity(rows.rows() * width);
+            for b in 0..rows.count {
+                let first = rows.start + b * rows.stride;
+                let run = values.get(first * width..(first + rows.block) * width);
+                out.extend_from_slice(run.with_context(|| format!("{name} has too few rows"))?);
+            }
+            Ok(out)
+        }
+    }
+}
+
+/// `rows × cols` → `cols × rows`.
+fn transposed(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    out.par_chunks_mut(rows).enumerate().for_each(|(c, column)| {
+        for (r, v) in column.iter_mut().enumerate() {
+            *v = values[r * cols + c];
+        }
+    });
+    out
+}
+
+fn program(
+    lowered: &Lowered,
+    strings: &mut Strings,
+) -> (Vec<EntryRecord>, Vec<lora_runtime::format::OpRecord>, Vec<OutputRecord>) {
+    let (mut entries, mut ops, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
+    for e in &lowered.entries {
+        entries.push(EntryRecord {
+            kind: e.kind as u32,
+            op_start: ops.len() as u32,
+            op_count: e.ops.len() as u32,
+            output_start: outputs.len() as u32,
+            output_count: e.outputs.len() as u32,
+            max_positions: e.max_positions,
+            reserved: 0,
+        });
+        ops.extend(e.ops.iter().map(lora_runtime::program::Op::encode));
+        outputs.extend(e.outputs.iter().map(|o| OutputRecord {
+            name: strings.add(o.name),
+            at: o.at,
+            width: o.width,
+            reserved: 0,
+        }));
+    }
+    (entries, ops, outputs)
+}
+
+fn slots(lowered: &Lowered, strings: &mut Strings) -> Vec<SlotRecord> {
+    let mut by_module = BTreeMap::new();
+    for (index, t) in lowered.tensors.iter().enumerate().filter(|(_, t)| t.storage != Storage::Vector) {
+        let mut row = 0;
+        for p in &t.parts {
+            if !p.module.is_empty() {
+                by_module.entry(p.module.clone()).or_insert((index as u32, row as u32, p.rows as u32, t.cols as u32));
+            }
+            row += p.rows;
+        }
+    }
+    by_module
+        .into_iter()
+        .map(|(module, (tensor, row_start, rows, cols))| SlotRecord {
+            module: strings.add(&module),
+            tensor,
+            row_start,
+            rows,
+            cols,
+            reserved: 0,
+        })
+        .collect()
+}
+
+/// Label names: the user's, else the config's `id2label`, else `LABEL_i`.
+fn label_names(config: &Value, options: &PackOptions, labels: usize) -> Result<Vec<String>> {
+    if labels == 0 {
+        return Ok(Vec::new());
+    }
+    if let Some(names) = &options.labels {
+        if names.len() != labels {
+            bail!("--labels names {} labels, the head has {labels}", names.len());
+        }
+        return Ok(names.clone());
+    }
+    let named = |i: usize| config.get("id2label").and_then(|m| m.get(i.to_string())).and_then(Value::as_str);
+    Ok((0..labels).map(|i| named(i).map_or_else(|| format!("LABEL_{i}"), str::to_string)).collect())
+}
+
+fn token_ids(value: Option<&Value>) -> Vec<u32> {
+    let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+    match value {
+        Some(Value::Array(list)) => list.iter().filter_map(one).collect(),
+        Some(v) => one(v).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+fn info(base: &BaseModel, merged: &Merged<'_>, lowered: &Lowered, strings: &mut Strings) -> Info {
+    let config = merged.config();
+    let generation = base.generation_config.as_ref();
+    let field = |name: &str| {
+        generation
+            .and_then(|g| g.get(name))
+            .filter(|v| !v.is_null())
+            .or_else(|| config.get(name))
+            .filter(|v| !v.is_null())
+    };
+    let id = |name: &str| token_ids(field(name)).first().copied().filter(|i| *i < lowered.vocab).unwrap_or(NONE);
+    let mut eos_ids = token_ids(field("eos_token_id"));
+    eos_ids.retain(|i| *i < lowered.vocab);
+    let mut eos = [0; 8];
+    let eos_count = eos_ids.len().min(8);
+    eos[..eos_count].copy_from_slice(&eos_ids[..eos_count]);
+    let number = |name: &str| generation.and_then(|g| g.get(name)).and_then(Value::as_f64);
+    let sampling = generation.and_then(|g| g.get("do_sample")).and_then(Value::as_bool).unwrap_or(false);
+    let sampled = |name: &str, off: f64| if sampling { number(name).unwrap_or(off) } else { off };
+    let kv_default = match lowered.tensors.iter().any(|t| matches!(t.storage, Storage::Panels(f) if !f.is_float())) {
+        true => KvType::I8,
+        false => KvType::F32,
+    };
+    Info {
+        task: lowered.task as u32,
+        vocab: lowered.vocab,
+        max_positions: lowered.max_positions,
+        token_types: lowered.token_types,
+        hidden: lowered.hidden,
+        labels: lowered.labels,
+        problem: lowered.problem as u32,
+        kv_type: kv_default as u32,
+        architecture: strings.add(lowered.architecture),
+        chat_template: strings.add(merged.tokenizer().chat_template.as_deref().unwrap_or("")),
+        bos: id("bos_token_id"),
+        pad: id("pad_token_id"),
+        decoder_start: id("decoder_start_token_id"),
+        eos_count: eos_count as u32,
+        eos,
+        // Sampling settings count only where the model's authors turned sampling on; else greedy.
+        temperature: if sampling { number("temperature").unwrap_or(1.0) as f32 } else { 0.0 },
+        top_p: sampled("top_p", 1.0) as f32,
+        repetition_penalty: number("repetition_penalty").unwrap_or(1.0) as f32,
+        top_k: sampled("top_k", 0.0) as u32,
+        pooling: lowered.pooling,
+        normalize: 1,
+        per_token: lowered.per_token,
+        per_output: lowered.per_output,
+        ..Info::zeroed()
+    }
+}

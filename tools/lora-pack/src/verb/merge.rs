@@ -1,0 +1,160 @@
+//! `merge`: base + adapters → one packed file.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::{hex, human};
+use crate::cli::{CombineArgs, MergeArgs};
+use crate::merge::{AdapterSpec, Level, MergeOptions, Merged, Note};
+use crate::pack::{PackOptions, PackReport, pack};
+use crate::source::BaseModel;
+
+/// Runs the verb.
+///
+/// # Errors
+/// Anything refused, named; no output file is left then.
+pub fn run(args: &MergeArgs) -> Result<()> {
+    let base = BaseModel::open(&args.base)?;
+    let adapters = args.adapters.iter().map(|a| adapter_spec(a)).collect::<Result<Vec<_>>>()?;
+    let merged = Merged::new(&base, &adapters, &merge_options(&args.combine, args.force)?)?;
+    for note in merged.notes() {
+        eprintln!("{}", note_line(note));
+    }
+    let options =
+        PackOptions { format: args.quant, labels: args.labels.as_deref().map(labels).transpose()?, task: args.task };
+    let bar = progress_bar();
+    let meta = provenance(&base, &merged, args);
+    let report = pack(&base, &merged, &options, meta, &args.out, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    if args.json {
+        println!("{}", report_json(&report, &merged, args));
+    } else {
+        print_report(&report, &merged, args);
+    }
+    Ok(())
+}
+
+/// `DIR` or `DIR=WEIGHT`; a folder whose own name holds `=` is taken whole when it exists.
+pub fn adapter_spec(arg: &str) -> Result<AdapterSpec> {
+    let whole = PathBuf::from(arg);
+    if whole.exists() {
+        return Ok(AdapterSpec { path: whole, weight: 1.0 });
+    }
+    match arg.rsplit_once('=') {
+        Some((path, weight)) => {
+            let weight: f64 = weight.parse().with_context(|| format!("--adapter {arg}: the weight is not a number"))?;
+            if !weight.is_finite() {
+                bail!("--adapter {arg}: the weight is not finite");
+            }
+            Ok(AdapterSpec { path: path.into(), weight })
+        }
+        None => Ok(AdapterSpec { path: whole, weight: 1.0 }),
+    }
+}
+
+/// The library's options from the arguments.
+pub fn merge_options(args: &CombineArgs, force: bool) -> Result<MergeOptions> {
+    if let Some(name) = &args.combine {
+        bail!("--combine {name} is not supported yet: without it, adapters are stacked (each delta times its weight)");
+    }
+    Ok(MergeOptions { force })
+}
+
+/// Labels as `a,b,c`, or from a JSON file: a list, `{"0": "a"}`, or an object with `id2label`.
+fn labels(arg: &str) -> Result<Vec<String>> {
+    let is_json = std::path::Path::new(arg).extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+    if !is_json {
+        return Ok(arg.split(',').map(|s| s.trim().to_string()).collect());
+    }
+    let text = std::fs::read_to_string(arg).with_context(|| format!("--labels {arg}"))?;
+    let value: Value = serde_json::from_str(&text).with_context(|| format!("--labels {arg}"))?;
+    let map = value.get("id2label").unwrap_or(&value);
+    let names: Option<Vec<String>> = match map {
+        Value::Array(list) => list.iter().map(|v| v.as_str().map(str::to_string)).collect(),
+        Value::Object(m) => {
+            (0..m.len()).map(|i| m.get(&i.to_string()).and_then(Value::as_str).map(str::to_string)).collect()
+        }
+        _ => None,
+    };
+    names.with_context(|| format!("--labels {arg}: expected a list of names, or a map from \"0\", \"1\", … to names"))
+}
+
+/// A note in one printable line (names may come from files).
+fn note_line(note: &Note) -> String {
+    let level = if note.level == Level::Warning { "warning" } else { "note" };
+    format!("{level}: {}: {}", note.about, note.text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn progress_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("packing {bar:30} {bytes} / {total_bytes} of float weights, {eta} left");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn provenance(base: &BaseModel, merged: &Merged<'_>, args: &MergeArgs) -> BTreeMap<String, String> {
+    let mut meta = BTreeMap::new();
+    let name = base.dir.canonicalize().unwrap_or_else(|_| base.dir.clone());
+    let name = name.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    meta.insert("base.name".into(), name);
+    meta.insert("pack.tool".into(), concat!("lora-pack ", env!("CARGO_PKG_VERSION")).into());
+    for (i, a) in merged.adapters().into_iter().enumerate() {
+        let about = json!({"name": a.label, "weight": a.weight, "type": a.method, "r": a.r, "alpha": a.alpha,
+                           "tensors": a.tensors, "applied": a.applied});
+        meta.insert(format!("adapter.{i}"), about.to_string());
+    }
+    if let Some(combine) = &args.combine.combine {
+        meta.insert("adapter.combine".into(), combine.clone());
+    }
+    meta
+}
+
+/// Adapter tensors that went into the model, and all that the adapters hold.
+pub fn applied(merged: &Merged<'_>) -> (usize, usize) {
+    merged.adapters().iter().fold((0, 0), |(applied, all), a| (applied + a.applied, all + a.tensors))
+}
+
+fn report_json(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs) -> Value {
+    let (applied, total) = applied(merged);
+    json!({
+        "out": args.out, "file_bytes": r.file_bytes, "float_bytes": r.float_bytes, "hash": hex(&r.hash),
+        "architecture": r.architecture, "task": r.task.name(), "quant": args.quant.name(),
+        "bits_per_weight": r.bits_per_weight, "tensors": r.tensors, "seconds": r.seconds,
+        "adapter_tensors_applied": applied, "adapter_tensors": total, "changed": merged.changed().len(),
+        "notes": merged.notes(),
+    })
+}
+
+fn print_report(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs) {
+    let (applied, total) = applied(merged);
+    println!("{}: {} for {}", args.out.display(), r.architecture, r.task.name());
+    if total > 0 {
+        println!(
+            "  adapters   {applied} of {total} adapter tensors applied, {} base tensors changed",
+            merged.changed().len()
+        );
+    }
+    for (name, (n, weights, bytes)) in &r.formats {
+        println!(
+            "  {name:<9}  {n} matrices, {weights} weights, {} ({:.3} bits each)",
+            human(*bytes),
+            *bytes as f64 * 8.0 / *weights as f64
+        );
+    }
+    println!(
+        "  size       {} (float: {}), {:.3} bits per weight, in {:.1} s",
+        human(r.file_bytes),
+        human(r.float_bytes),
+        r.bits_per_weight,
+        r.seconds
+    );
+}
