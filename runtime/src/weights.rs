@@ -8,11 +8,15 @@
 //! Quantized formats follow `w[r,k] ≈ S[r] · s[r,g] · c[q[r,k]]`:
 //!
 //! ```text
-//! panel = codes:       for g in 0..G: for half in 0..2 (8 rows each): lines of 64 bytes   (see below)
-//!         planes:      (q5, q6) for g: one line (q5), or for half: one line (q6)
-//!         multipliers: for g: 16 × i8 (q4, q4l, q5, q6) or 16 × f16 (q8)              padded to 64
-//!         row scales:  16 × f32 (all but q8)                                           64 bytes
+//! panel = blocks:     for each 4 groups (the last block may have fewer):
+//!             multipliers: for g: 16 × i8 (q4, q4l, q5, q6) or 16 × f16 (q8)          padded to 64
+//!             groups:      for g: codes:  for half in 0..2 (8 rows each): lines of 64 bytes
+//!                                 planes: (q5) one line, or (q6) for half: one line
+//!         row scales: 16 × f32 (all but q8)                                            64 bytes
 //! ```
+//! One token's walk through a panel is one stream of addresses, which is what prefetchers follow: with the planes and
+//! multipliers in parts of their own, weights from memory were up to four times slower.
+//!
 //! A **line** is 8 slots × 8 bytes; slot `i` holds row [`SLOT_ROW`]`[i]` of the half, so that a pairwise
 //! add of two registers leaves the rows in order. For `q8`/`q8r` a group's half is four lines, line `j` holding
 //! `k = 8j..8j+8`. For 4-bit codes it is two lines: line `j`'s low nibbles are `k = 8j..8j+8`, its high
@@ -30,6 +34,8 @@
 pub const PANEL_ROWS: usize = 16;
 /// Inputs that share one scale.
 pub const GROUP: usize = 32;
+/// Groups of a block, which begins with their multipliers.
+pub const BLOCK: usize = 4;
 /// Bytes of a line, and the alignment of every panel.
 pub const LINE: usize = 64;
 /// Row (within its half panel of 8) held by each slot of a line.
@@ -146,39 +152,63 @@ impl WeightFormat {
         matches!(self, Self::Q8R | Self::Q4 | Self::Q4L | Self::Q5 | Self::Q6)
     }
 
-    /// Where the parts of a panel of `k` inputs begin.
-    #[must_use]
-    pub const fn panel_layout(self, k: usize) -> PanelLayout {
-        match self.checked_panel_layout(k) {
-            Some(layout) => layout,
-            None => panic!("a panel larger than the address space"),
-        }
+    /// Bytes of a group's codes.
+    pub(crate) const fn code_bytes(self) -> usize {
+        PANEL_ROWS * GROUP * (self.code_bits() - self.plane_bits()) / 8
     }
 
-    /// [`WeightFormat::panel_layout`] for sizes from outside.
-    #[must_use]
-    pub const fn checked_panel_layout(self, k: usize) -> Option<PanelLayout> {
-        // Bytes per group, all multiples of 64 but the multipliers'.
-        let codes = PANEL_ROWS * GROUP * (self.code_bits() - self.plane_bits()) / 8;
-        let planes = PANEL_ROWS * GROUP * self.plane_bits() / 8;
-        let multipliers = PANEL_ROWS * self.multiplier_bytes();
-        let tail = if self.has_row_scale() { PANEL_ROWS * 4 } else { 0 };
-        let groups = k.div_ceil(GROUP);
-        // The largest sum of the below; when it fits, nothing else overflows.
-        let Some(most) = groups.checked_mul(codes + planes + multipliers) else { return None };
-        if most > isize::MAX as usize - 2 * LINE {
-            return None;
-        }
-        let planes_at = groups * codes;
-        let multipliers_at = planes_at + groups * planes;
-        let row_scales_at = multipliers_at + (groups * multipliers).next_multiple_of(LINE);
-        Some(PanelLayout { groups, planes_at, multipliers_at, row_scales_at, bytes: row_scales_at + tail })
+    /// Bytes of a group's codes and planes, or of a float format's 32 inputs.
+    pub(crate) const fn group_bytes(self) -> usize {
+        PANEL_ROWS * GROUP * self.code_bits() / 8
+    }
+
+    /// Bytes of the multipliers at the beginning of a block of `groups` groups.
+    pub(crate) const fn multiplier_area(self, groups: usize) -> usize {
+        (groups * PANEL_ROWS * self.multiplier_bytes()).next_multiple_of(LINE)
+    }
+
+    /// Bytes of a full block.
+    pub(crate) const fn block_bytes(self) -> usize {
+        self.multiplier_area(BLOCK) + BLOCK * self.group_bytes()
+    }
+
+    /// Where a panel of `k` inputs keeps the codes of group `g`, and its multipliers.
+    pub(crate) const fn group_place(self, k: usize, g: usize) -> (usize, usize) {
+        let left = k.div_ceil(GROUP) - g / BLOCK * BLOCK;
+        let block = g / BLOCK * self.block_bytes();
+        let area = self.multiplier_area(if left < BLOCK { left } else { BLOCK });
+        (block + area + g % BLOCK * self.group_bytes(), block + g % BLOCK * PANEL_ROWS * self.multiplier_bytes())
+    }
+
+    /// Where a panel of `k` inputs keeps the row scales, if the format has them: at its end.
+    pub(crate) const fn row_scales_at(self, k: usize) -> usize {
+        self.panel_bytes(k) - self.row_scale_bytes()
+    }
+
+    const fn row_scale_bytes(self) -> usize {
+        if self.has_row_scale() { PANEL_ROWS * 4 } else { 0 }
     }
 
     /// Bytes of one panel of `k` inputs; a multiple of 64.
     #[must_use]
     pub const fn panel_bytes(self, k: usize) -> usize {
-        self.panel_layout(k).bytes
+        match self.checked_panel_bytes(k) {
+            Some(bytes) => bytes,
+            None => panic!("a panel larger than the address space"),
+        }
+    }
+
+    /// [`WeightFormat::panel_bytes`] for sizes from outside: `None` where it overflows.
+    #[must_use]
+    pub const fn checked_panel_bytes(self, k: usize) -> Option<usize> {
+        let groups = k.div_ceil(GROUP);
+        let last = groups % BLOCK;
+        let last_bytes = self.multiplier_area(last) + last * self.group_bytes() + self.row_scale_bytes();
+        match (groups / BLOCK).checked_mul(self.block_bytes()) {
+            // No slice is larger than isize::MAX.
+            Some(blocks) if blocks <= isize::MAX as usize - last_bytes => Some(blocks + last_bytes),
+            _ => None,
+        }
     }
 
     /// Bytes of a weight of `n` outputs × `k` inputs.
@@ -193,8 +223,8 @@ impl WeightFormat {
     /// [`WeightFormat::tensor_bytes`] for sizes from outside: `None` where it overflows.
     #[must_use]
     pub const fn checked_tensor_bytes(self, n: usize, k: usize) -> Option<usize> {
-        match self.checked_panel_layout(k) {
-            Some(layout) => n.div_ceil(PANEL_ROWS).checked_mul(layout.bytes),
+        match self.checked_panel_bytes(k) {
+            Some(bytes) => n.div_ceil(PANEL_ROWS).checked_mul(bytes),
             None => None,
         }
     }
@@ -206,52 +236,39 @@ impl WeightFormat {
     }
 }
 
-/// Offsets of the parts of a panel; the codes are at 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PanelLayout {
-    /// Groups of 32 inputs.
-    pub groups: usize,
-    /// Bit planes.
-    pub planes_at: usize,
-    /// Multipliers of rows and groups.
-    pub multipliers_at: usize,
-    /// Scales of rows.
-    pub row_scales_at: usize,
-    /// Size of the panel.
-    pub bytes: usize,
-}
-
-/// Where the code of a row (0…15) and input `k` is, from the beginning of a quantized panel's codes.
+/// Where the code of a row (0…15) and an input (0…31) is, from the beginning of a group's codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CodePlace {
     /// Byte with the int8 code, or with the nibble.
     pub byte: usize,
     /// Shift of the nibble: 0 or 4.
     pub shift: usize,
-    /// Byte with the high bits, from the beginning of the planes.
+    /// Byte with the high bits, if the format has planes.
     pub plane_byte: usize,
     /// Shift of the high bits within it.
     pub plane_shift: usize,
 }
 
 impl WeightFormat {
-    /// The place of the code of `row` and `k`; for quantized formats.
+    /// The place of the code of `row` and input `k` (0…31) in a group; for quantized formats.
     pub(crate) const fn code_place(self, row: usize, k: usize) -> CodePlace {
         let (half, slot) = (row / 8, slot_of(row % 8));
-        let (group, part, b) = (k / GROUP, k % GROUP / 8, k % 8);
+        let (part, b) = (k / 8, k % 8);
         let place = part / 2 + 2 * (part % 2); // the p with PLANE_PART[p] == part
         let in_line = 8 * slot + b;
-        let (line, shift) = if self.code_bits() == 8 {
-            ((2 * group + half) * 4 + part, 0)
-        } else {
-            ((2 * group + half) * 2 + part % 2, 4 * (part / 2))
-        };
+        let (line, shift) =
+            if self.code_bits() == 8 { (half * 4 + part, 0) } else { (half * 2 + part % 2, 4 * (part / 2)) };
         let (plane_line, plane_shift) = match self {
-            Self::Q5 => (group, 4 * half + place),
-            Self::Q6 => (2 * group + half, 2 * place),
+            Self::Q5 => (0, 4 * half + place),
+            Self::Q6 => (half, 2 * place),
             Self::F32 | Self::F16 | Self::Q8 | Self::Q8R | Self::Q4 | Self::Q4L => (0, 0),
         };
-        CodePlace { byte: line * LINE + in_line, shift, plane_byte: plane_line * LINE + in_line, plane_shift }
+        CodePlace {
+            byte: line * LINE + in_line,
+            shift,
+            plane_byte: self.code_bytes() + plane_line * LINE + in_line,
+            plane_shift,
+        }
     }
 }
 
@@ -294,10 +311,7 @@ mod tests {
         for format in WeightFormat::ALL {
             assert_eq!(format.tensor_bytes(0, 5), 0);
             for k in [0, 1, 31, 32, 33, 1000] {
-                let layout = format.panel_layout(k);
-                assert_eq!(layout.bytes % LINE, 0);
-                assert_eq!(layout.multipliers_at % LINE, 0);
-                assert_eq!(layout.groups, k.div_ceil(32));
+                assert_eq!(format.panel_bytes(k) % LINE, 0);
             }
         }
     }
@@ -316,21 +330,42 @@ mod tests {
     #[test]
     fn every_code_has_bits_of_its_own() {
         for format in WeightFormat::ALL.into_iter().filter(|format| !format.is_float()) {
-            let layout = format.panel_layout(96);
-            let (mut low, mut high) = (BTreeSet::new(), BTreeSet::new());
-            for (row, k) in (0..16).flat_map(|row| (0..96).map(move |k| (row, k))) {
+            let mut taken = BTreeSet::new();
+            let bits = format.code_bits();
+            let low = bits - format.plane_bits();
+            for (row, k) in (0..16).flat_map(|row| (0..32).map(move |k| (row, k))) {
                 let place = format.code_place(row, k);
-                let bits = format.code_bits();
-                for bit in 0..bits.min(if bits == 8 { 8 } else { 4 }) {
-                    assert!(low.insert(8 * place.byte + place.shift + bit));
+                for bit in 0..low {
+                    assert!(taken.insert(8 * place.byte + place.shift + bit));
                 }
-                for bit in 4..if bits == 8 { 4 } else { bits } {
-                    assert!(high.insert(8 * place.plane_byte + place.plane_shift + bit - 4));
+                for bit in low..bits {
+                    assert!(taken.insert(8 * place.plane_byte + place.plane_shift + bit - low));
                 }
             }
-            assert_eq!(low.len(), 8 * layout.planes_at, "{format:?}");
-            assert_eq!(high.len(), 8 * (layout.row_scales_at.min(layout.multipliers_at) - layout.planes_at));
-            assert!(low.last().is_none_or(|&bit| bit < 8 * layout.planes_at));
+            assert!(taken.into_iter().eq(0..8 * format.group_bytes()), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn parts_of_a_panel_fill_it() {
+        for format in WeightFormat::ALL.into_iter().filter(|format| !format.is_float()) {
+            for k in [1usize, 32, 33, 64, 96, 128, 129, 576] {
+                let mut parts = BTreeSet::new();
+                for g in 0..k.div_ceil(32) {
+                    let (codes, multipliers) = format.group_place(k, g);
+                    parts.insert((codes, codes + format.group_bytes()));
+                    parts.insert((multipliers, multipliers + 16 * format.multiplier_bytes()));
+                }
+                parts.insert((format.row_scales_at(k), format.panel_bytes(k)));
+                let mut end = 0;
+                for (from, to) in parts {
+                    // Only the padding of multipliers to a line may lie between parts.
+                    assert!(from >= end && from - end < LINE, "{format:?} {k}");
+                    assert!(from == end || from % LINE == 0, "{format:?} {k}");
+                    end = to;
+                }
+                assert_eq!(end, format.panel_bytes(k), "{format:?} {k}");
+            }
         }
     }
 }

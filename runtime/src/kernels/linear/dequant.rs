@@ -10,8 +10,7 @@ use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
 /// When the panel is not exactly [`WeightFormat::panel_bytes`]`(out.len())` long or `row` is not below 16.
 pub fn dequant_row(format: WeightFormat, codebook: &[u8; 16], panel: &[u8], row: usize, out: &mut [f32]) {
     let k = out.len();
-    let layout = format.panel_layout(k);
-    assert_eq!(panel.len(), layout.bytes, "panel size");
+    assert_eq!(panel.len(), format.panel_bytes(k), "panel size");
     assert!(row < PANEL_ROWS, "row out of range");
     match format {
         WeightFormat::F32 => {
@@ -28,15 +27,14 @@ pub fn dequant_row(format: WeightFormat, codebook: &[u8; 16], panel: &[u8], row:
         }
         _ => {}
     }
-    let codes = &panel[..layout.planes_at];
-    let planes = &panel[layout.planes_at..layout.multipliers_at];
-    let multipliers = &panel[layout.multipliers_at..layout.row_scales_at];
-    let row_scale = if format.has_row_scale() { float(&panel[layout.row_scales_at..], row) } else { 1.0 };
+    let row_scale = if format.has_row_scale() { float(&panel[format.row_scales_at(k)..], row) } else { 1.0 };
     let slot = format.code_place(row, 0);
     for (g, out) in out.chunks_mut(GROUP).enumerate() {
+        let (codes_at, multipliers_at) = format.group_place(k, g);
+        let group = &panel[codes_at..codes_at + format.group_bytes()];
+        let lines = &group[slot.byte..];
         let values = match format {
             WeightFormat::Q8 | WeightFormat::Q8R => {
-                let lines = &codes[g * 8 * LINE + slot.byte..];
                 let mut values = [0f32; GROUP];
                 for part in 0..4 {
                     for b in 0..8 {
@@ -46,7 +44,6 @@ pub fn dequant_row(format: WeightFormat, codebook: &[u8; 16], panel: &[u8], row:
                 values
             }
             _ => {
-                let lines = &codes[g * 4 * LINE + slot.byte..];
                 let mut codes = [0u8; GROUP];
                 for b in 0..8 {
                     let (first, second) = (lines[b], lines[LINE + b]);
@@ -57,7 +54,7 @@ pub fn dequant_row(format: WeightFormat, codebook: &[u8; 16], panel: &[u8], row:
                 }
                 match format {
                     WeightFormat::Q5 => {
-                        let plane = &planes[g * LINE + slot.plane_byte..];
+                        let plane = &group[slot.plane_byte..];
                         for b in 0..8 {
                             let bits = plane[b] >> slot.plane_shift;
                             codes[b] |= bits << 4 & 16;
@@ -67,7 +64,7 @@ pub fn dequant_row(format: WeightFormat, codebook: &[u8; 16], panel: &[u8], row:
                         }
                     }
                     WeightFormat::Q6 => {
-                        let plane = &planes[g * 2 * LINE + slot.plane_byte..];
+                        let plane = &group[slot.plane_byte..];
                         for b in 0..8 {
                             let bits = plane[b];
                             codes[b] |= bits << 4 & 48;
@@ -87,10 +84,10 @@ pub fn dequant_row(format: WeightFormat, codebook: &[u8; 16], panel: &[u8], row:
             }
         };
         let multiplier = match format.multiplier_bytes() {
-            1 => f32::from(multipliers[g * PANEL_ROWS + row] as i8),
+            1 => f32::from(panel[multipliers_at + row] as i8),
             2 => {
-                let at = 2 * (g * PANEL_ROWS + row);
-                f16_to_f32(u16::from_le_bytes([multipliers[at], multipliers[at + 1]]))
+                let at = multipliers_at + 2 * row;
+                f16_to_f32(u16::from_le_bytes([panel[at], panel[at + 1]]))
             }
             _ => 1.0,
         };

@@ -17,7 +17,7 @@
 
 use crate::kernels::isa::{Isa, strip};
 use crate::kernels::linear::LinearArgs;
-use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
+use crate::weights::{BLOCK, GROUP, LINE, PANEL_ROWS, WeightFormat};
 
 /// A weight format as the body sees it.
 pub(crate) trait Codes {
@@ -231,38 +231,40 @@ impl Codes for Q8R {
 /// As [`LinearArgs`] says; the panel is of `C`'s format.
 #[inline(always)]
 pub(crate) unsafe fn panel<I: Isa, C: Codes>(isa: I, a: LinearArgs) {
-    let panel = Panel::new::<C>(a);
     // SAFETY: passed on.
     unsafe {
         let table = isa.table(a.codebook);
         if a.tokens == 1 {
-            one_token::<I, C>(isa, a, panel, table);
+            one_token::<I, C>(isa, a, table);
         } else {
-            many_tokens::<I, C>(isa, a, panel, table);
+            many_tokens::<I, C>(isa, a, table);
         }
     }
 }
 
-/// Pointers into a panel.
+/// A group of a panel.
 #[derive(Clone, Copy)]
-struct Panel {
-    groups: usize,
+struct Place {
+    g: usize,
     codes: *const u8,
-    planes: *const u8,
     multipliers: *const u8,
-    row_scales: *const f32,
 }
 
-impl Panel {
-    #[inline(always)]
-    fn new<C: Codes>(a: LinearArgs) -> Self {
-        let layout = C::FORMAT.panel_layout(a.k);
-        Self {
-            groups: layout.groups,
-            codes: a.panel,
-            planes: a.panel.wrapping_add(layout.planes_at),
-            multipliers: a.panel.wrapping_add(layout.multipliers_at),
-            row_scales: a.panel.wrapping_add(layout.row_scales_at).cast(),
+/// Calls `f` with every group of a panel, in order.
+#[inline(always)]
+fn each_group<C: Codes>(a: LinearArgs, mut f: impl FnMut(Place)) {
+    let groups = a.k.div_ceil(GROUP);
+    let mut at = a.panel;
+    let mut g = 0;
+    while g < groups {
+        let end = if groups - g < BLOCK { groups } else { g + BLOCK };
+        let mut multipliers = at;
+        at = at.wrapping_add(C::FORMAT.multiplier_area(end - g));
+        while g < end {
+            f(Place { g, codes: at, multipliers });
+            at = at.wrapping_add(C::FORMAT.group_bytes());
+            multipliers = multipliers.wrapping_add(PANEL_ROWS * C::FORMAT.multiplier_bytes());
+            g += 1;
         }
     }
 }
@@ -295,24 +297,20 @@ struct Strip<I: Isa> {
 }
 
 /// # Safety
-/// `g` is a group of the panel and `s` a strip.
+/// `place` is a group of a panel and `s` a strip.
 #[inline(always)]
-unsafe fn load_strip<I: Isa, C: Codes>(isa: I, panel: Panel, table: I::B, g: usize, s: usize) -> Strip<I> {
-    let half_bytes = if C::FORMAT.code_bits() == 8 { 4 * LINE } else { 2 * LINE };
-    let (a, b) = strip::<I>(s, half_bytes);
+unsafe fn load_strip<I: Isa, C: Codes>(isa: I, table: I::B, place: Place, s: usize) -> Strip<I> {
+    let (a, b) = strip::<I>(s, C::FORMAT.code_bytes() / 2);
     let (half_a, half_b) = (s * I::L / 8, (s * I::L + I::L / 2) / 8);
     // q5 has both halves' bits in one line, q6 a line for each.
-    let plane_bits = C::FORMAT.plane_bits();
-    let (plane_a, plane_b) = strip::<I>(s, if plane_bits == 1 { 0 } else { LINE });
-    let multiplier_bytes = C::FORMAT.multiplier_bytes();
-    // SAFETY: the strip's registers lie within the group's lines; the group within the panel.
+    let (plane_a, plane_b) = strip::<I>(s, if C::FORMAT.plane_bits() == 1 { 0 } else { LINE });
+    let planes = place.codes.wrapping_add(C::FORMAT.code_bytes());
+    let multipliers = place.multipliers.wrapping_add(s * I::L * C::FORMAT.multiplier_bytes());
+    // SAFETY: the strip's registers lie within the group's lines, its multipliers within the group's.
     unsafe {
-        let codes = panel.codes.add(g * 2 * half_bytes);
-        let planes = panel.planes.wrapping_add(g * plane_bits * LINE);
-        let multipliers = panel.multipliers.wrapping_add((g * PANEL_ROWS + s * I::L) * multiplier_bytes);
         Strip {
-            a: C::unpack(isa, table, codes.add(a), planes.wrapping_add(plane_a), half_a),
-            b: C::unpack(isa, table, codes.add(b), planes.wrapping_add(plane_b), half_b),
+            a: C::unpack(isa, table, place.codes.add(a), planes.wrapping_add(plane_a), half_a),
+            b: C::unpack(isa, table, place.codes.add(b), planes.wrapping_add(plane_b), half_b),
             multipliers: C::multipliers(isa, multipliers),
         }
     }
@@ -354,80 +352,92 @@ fn contribution<I: Isa, C: Codes>(isa: I, w: &Strip<I>, x: &Group<I>) -> I::F {
 /// # Safety
 /// As [`panel`], with one token.
 #[inline(always)]
-unsafe fn one_token<I: Isa, C: Codes>(isa: I, a: LinearArgs, panel: Panel, table: I::B) {
+unsafe fn one_token<I: Isa, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
+    let groups = a.k.div_ceil(GROUP);
     let mut acc = [isa.splat(0.0); 8];
-    // SAFETY: g is below the number of groups, strips are those of the level.
-    unsafe {
-        let mut g = 0;
-        while g < panel.groups {
-            let x = load_group::<I, C>(isa, a.x, panel.groups, g);
+    each_group::<C>(
+        a,
+        #[inline(always)]
+        |place| {
+            // SAFETY: the group is one of the row's, strips are those of the level.
+            let x = unsafe { load_group::<I, C>(isa, a.x, groups, place.g) };
             each_strip::<I>(
                 #[inline(always)]
                 |s| {
-                    let w = load_strip::<I, C>(isa, panel, table, g, s);
+                    // SAFETY: as above.
+                    let w = unsafe { load_strip::<I, C>(isa, table, place, s) };
                     acc[s] = isa.add(acc[s], contribution::<I, C>(isa, &w, &x));
                 },
             );
-            g += 1;
-        }
-        each_strip::<I>(
-            #[inline(always)]
-            |s| {
-                let y = if C::FORMAT.has_row_scale() {
-                    isa.mul(acc[s], isa.load(panel.row_scales.add(s * I::L)))
-                } else {
-                    acc[s]
-                };
+        },
+    );
+    each_strip::<I>(
+        #[inline(always)]
+        |s| {
+            let at = C::FORMAT.row_scales_at(a.k) + 4 * s * I::L;
+            // SAFETY: the panel has 16 row scales, the output 16 rows.
+            unsafe {
+                let y =
+                    if C::FORMAT.has_row_scale() { isa.mul(acc[s], isa.load(a.panel.add(at).cast())) } else { acc[s] };
                 isa.store(a.out.cast::<f32>().add(s * I::L), y);
-            },
-        );
-    }
+            }
+        },
+    );
 }
 
 /// # Safety
 /// As [`panel`].
 #[inline(always)]
-unsafe fn many_tokens<I: Isa, C: Codes>(isa: I, a: LinearArgs, panel: Panel, table: I::B) {
-    // SAFETY: t is below the number of tokens, g below that of groups, strips are those of the level.
-    unsafe {
-        let mut t = 0;
-        while t < a.tokens {
-            a.out.add(t).write_unaligned([0.0; PANEL_ROWS]);
-            t += 1;
-        }
-        let mut g = 0;
-        while g < panel.groups {
+unsafe fn many_tokens<I: Isa, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
+    let groups = a.k.div_ceil(GROUP);
+    let mut t = 0;
+    while t < a.tokens {
+        // SAFETY: t is below the number of tokens.
+        unsafe { a.out.add(t).write_unaligned([0.0; PANEL_ROWS]) };
+        t += 1;
+    }
+    each_group::<C>(
+        a,
+        #[inline(always)]
+        |place| {
             each_strip::<I>(
                 #[inline(always)]
                 |s| {
-                    let w = load_strip::<I, C>(isa, panel, table, g, s);
-                    let mut row = a.x;
-                    let mut out = a.out.cast::<f32>().add(s * I::L);
-                    let mut t = 0;
-                    while t < a.tokens {
-                        let x = load_group::<I, C>(isa, row, panel.groups, g);
-                        isa.store(out, isa.add(isa.load(out), contribution::<I, C>(isa, &w, &x)));
-                        row = row.wrapping_add(a.stride);
-                        out = out.wrapping_add(PANEL_ROWS);
-                        t += 1;
+                    // SAFETY: the group is one of the panel's and of each row's, strips are those of the level, t is
+                    // below the number of tokens.
+                    unsafe {
+                        let w = load_strip::<I, C>(isa, table, place, s);
+                        let mut row = a.x;
+                        let mut out = a.out.cast::<f32>().add(s * I::L);
+                        let mut t = 0;
+                        while t < a.tokens {
+                            let x = load_group::<I, C>(isa, row, groups, place.g);
+                            isa.store(out, isa.add(isa.load(out), contribution::<I, C>(isa, &w, &x)));
+                            row = row.wrapping_add(a.stride);
+                            out = out.wrapping_add(PANEL_ROWS);
+                            t += 1;
+                        }
                     }
                 },
             );
-            g += 1;
-        }
-        if C::FORMAT.has_row_scale() {
-            each_strip::<I>(
-                #[inline(always)]
-                |s| {
-                    let scales = isa.load(panel.row_scales.add(s * I::L));
+        },
+    );
+    if C::FORMAT.has_row_scale() {
+        each_strip::<I>(
+            #[inline(always)]
+            |s| {
+                let at = C::FORMAT.row_scales_at(a.k) + 4 * s * I::L;
+                // SAFETY: the panel has 16 row scales; t is below the number of tokens.
+                unsafe {
+                    let scales = isa.load(a.panel.add(at).cast());
                     let mut t = 0;
                     while t < a.tokens {
                         let out = a.out.add(t).cast::<f32>().add(s * I::L);
                         isa.store(out, isa.mul(isa.load(out), scales));
                         t += 1;
                     }
-                },
-            );
-        }
+                }
+            },
+        );
     }
 }

@@ -91,53 +91,53 @@ impl QuantizedRows {
     /// is a float format, or a code is out of [`QuantizedRows::code_range`].
     pub fn pack_panel(&self, first_row: usize, panel: &mut [u8]) {
         let (format, k, n) = (self.format, self.k, self.n());
-        let layout = format.panel_layout(k);
-        assert_eq!(panel.len(), layout.bytes, "panel size");
+        assert_eq!(panel.len(), format.panel_bytes(k), "panel size");
         assert!(!format.is_float());
         assert_eq!(self.codes.len(), n * k);
         assert_eq!(self.row_scales.len(), if format.has_row_scale() { n } else { 0 });
         let range = Self::code_range(format);
+        let groups = k.div_ceil(GROUP);
         panel.fill(0);
-        for row in 0..PANEL_ROWS {
+        for (row, g) in (0..PANEL_ROWS).flat_map(|row| (0..groups).map(move |g| (row, g))) {
             let r = first_row + row;
+            let (codes_at, multipliers_at) = format.group_place(k, g);
+            let (group, multipliers) = (&mut panel[multipliers_at..], codes_at - multipliers_at);
+            let (multipliers, group) = group.split_at_mut(multipliers);
             // Codes of rows and inputs that do not exist are 0: the linear formats' offset, the table's first entry.
             // The row's multipliers, or the activations beyond K, are 0.
-            for i in 0..layout.groups * GROUP {
-                let code = if r < n && i < k { self.codes[r * k + i] } else { 0 };
+            for i in 0..GROUP {
+                let at = g * GROUP + i;
+                let code = if r < n && at < k { self.codes[r * k + at] } else { 0 };
                 assert!(range.contains(&code), "code {code} of row {r} out of range");
                 let stored = (i32::from(code) + format.code_offset()) as u8;
                 let place = format.code_place(row, i);
                 if format.code_bits() == 8 {
-                    panel[place.byte] = stored;
+                    group[place.byte] = stored;
                 } else {
-                    panel[place.byte] |= (stored & 15) << place.shift;
+                    group[place.byte] |= (stored & 15) << place.shift;
                     if format.plane_bits() != 0 {
-                        panel[layout.planes_at + place.plane_byte] |= (stored >> 4) << place.plane_shift;
+                        group[place.plane_byte] |= (stored >> 4) << place.plane_shift;
                     }
                 }
             }
             if r >= n {
                 continue;
             }
-            for g in 0..layout.groups {
-                let (from, to) = (r * layout.groups + g, g * PANEL_ROWS + row);
-                match &self.multipliers {
-                    Multipliers::None => assert_eq!(format.multiplier_bytes(), 0),
-                    Multipliers::Int(m) => {
-                        assert_eq!(format.multiplier_bytes(), 1);
-                        panel[layout.multipliers_at + to] = m[from] as u8;
-                    }
-                    Multipliers::Half(m) => {
-                        assert_eq!(format.multiplier_bytes(), 2);
-                        let at = layout.multipliers_at + 2 * to;
-                        panel[at..at + 2].copy_from_slice(&m[from].to_le_bytes());
-                    }
+            match &self.multipliers {
+                Multipliers::None => assert_eq!(format.multiplier_bytes(), 0),
+                Multipliers::Int(m) => {
+                    assert_eq!(format.multiplier_bytes(), 1);
+                    multipliers[row] = m[r * groups + g] as u8;
+                }
+                Multipliers::Half(m) => {
+                    assert_eq!(format.multiplier_bytes(), 2);
+                    multipliers[2 * row..2 * row + 2].copy_from_slice(&m[r * groups + g].to_le_bytes());
                 }
             }
-            if format.has_row_scale() {
-                let at = layout.row_scales_at + 4 * row;
-                panel[at..at + 4].copy_from_slice(&self.row_scales[r].to_le_bytes());
-            }
+        }
+        for (row, scale) in self.row_scales.iter().skip(first_row).take(PANEL_ROWS).enumerate() {
+            let at = format.row_scales_at(k) + 4 * row;
+            panel[at..at + 4].copy_from_slice(&scale.to_le_bytes());
         }
     }
 
@@ -160,7 +160,7 @@ impl QuantizedRows {
     pub fn unpack(format: WeightFormat, panels: &[u8], n: usize, k: usize) -> Self {
         assert_eq!(panels.len(), format.tensor_bytes(n, k), "tensor size");
         assert!(!format.is_float());
-        let layout = format.panel_layout(k);
+        let panel_bytes = format.panel_bytes(k);
         let mut rows = Self {
             format,
             k,
@@ -173,33 +173,30 @@ impl QuantizedRows {
             row_scales: Vec::new(),
         };
         for r in 0..n {
-            let (panel, row) = (&panels[r / PANEL_ROWS * layout.bytes..][..layout.bytes], r % PANEL_ROWS);
+            let (panel, row) = (&panels[r / PANEL_ROWS * panel_bytes..][..panel_bytes], r % PANEL_ROWS);
             for i in 0..k {
-                let place = format.code_place(row, i);
+                let (place, at) = (format.code_place(row, i % GROUP), format.group_place(k, i / GROUP).0);
                 let code = if format.code_bits() == 8 {
-                    panel[place.byte]
+                    panel[at + place.byte]
                 } else {
                     let high = match format.plane_bits() {
                         0 => 0,
-                        bits => panel[layout.planes_at + place.plane_byte] >> place.plane_shift & ((1 << bits) - 1),
+                        bits => panel[at + place.plane_byte] >> place.plane_shift & ((1 << bits) - 1),
                     };
-                    (panel[place.byte] >> place.shift & 15) | high << 4
+                    (panel[at + place.byte] >> place.shift & 15) | high << 4
                 };
                 rows.codes.push((i32::from(code as i8) - format.code_offset()) as i8);
             }
-            for g in 0..layout.groups {
-                let at = g * PANEL_ROWS + row;
+            for g in 0..k.div_ceil(GROUP) {
+                let at = format.group_place(k, g).1;
                 match &mut rows.multipliers {
                     Multipliers::None => {}
-                    Multipliers::Int(m) => m.push(panel[layout.multipliers_at + at] as i8),
-                    Multipliers::Half(m) => {
-                        let at = layout.multipliers_at + 2 * at;
-                        m.push(u16::from_le_bytes([panel[at], panel[at + 1]]));
-                    }
+                    Multipliers::Int(m) => m.push(panel[at + row] as i8),
+                    Multipliers::Half(m) => m.push(u16::from_le_bytes([panel[at + 2 * row], panel[at + 2 * row + 1]])),
                 }
             }
             if format.has_row_scale() {
-                let at = layout.row_scales_at + 4 * row;
+                let at = format.row_scales_at(k) + 4 * row;
                 let scale = [panel[at], panel[at + 1], panel[at + 2], panel[at + 3]];
                 rows.row_scales.push(f32::from_le_bytes(scale));
             }
