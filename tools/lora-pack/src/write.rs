@@ -5,17 +5,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use bytemuck::{Pod, Zeroable};
-use lora_runtime::format::hash::content_hash;
 use lora_runtime::format::{
     BufferRecord, CacheRecord, EntryRecord, FileKind, Header, Info, MAGIC, MetaRecord, OpRecord, OutputRecord,
     SECTION_ALIGN, SectionId, SectionRecord, SlotRecord, StrRef, TensorRecord, VERSION, WEIGHTS_ALIGN,
 };
 use lora_runtime::weights::LINE;
+use sha2::{Digest, Sha256};
 
 /// Strings of the file, each stored once.
 #[derive(Default)]
@@ -184,7 +184,7 @@ impl LpkWriter {
         let gap = WEIGHTS_ALIGN as usize - size_of::<Header>() - size_of_val(sections.as_slice());
         self.out.write_all(&vec![0; gap])?;
         let mut file = self.out.into_inner().context("cannot write the file")?;
-        header.hash = hash_of(file.as_file())?;
+        header.hash = hash_of(file.as_file_mut())?;
         file.seek(SeekFrom::Start(0))?;
         file.write_all(bytemuck::bytes_of(&header))?;
         set_readable(file.as_file())?;
@@ -198,11 +198,17 @@ fn bytes<T: Pod>(records: &[T]) -> &[u8] {
     bytemuck::cast_slice(records)
 }
 
-#[expect(unsafe_code, reason = "maps the file that was just written")]
-fn hash_of(file: &File) -> Result<[u8; 32]> {
-    // SAFETY: the temporary file is ours alone until it is renamed; nobody truncates it.
-    let map = unsafe { memmap2::Mmap::map(file) }.context("cannot map the written file")?;
-    Ok(content_hash(&map))
+/// The content hash of a file whose hash field is still zero, read in pieces (mapping it would count as memory in use).
+fn hash_of(file: &mut File) -> Result<[u8; 32]> {
+    let mut hasher = Sha256::new();
+    file.seek(SeekFrom::Start(0))?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).context("cannot read the written file back")? {
+            0 => return Ok(hasher.finalize().into()),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
 }
 
 /// Temporary files are private; the result is an ordinary file.

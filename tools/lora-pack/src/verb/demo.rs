@@ -20,6 +20,8 @@ use crate::merge::{AdapterSpec, MergeOptions, Merged};
 use crate::pack::{PackOptions, pack};
 use crate::source::BaseModel;
 
+/// Commands answered when none is given.
+const EXAMPLES: usize = 6;
 /// Longest answer.
 const MAX_NEW: usize = 96;
 
@@ -63,10 +65,15 @@ fn find_demo() -> Option<PathBuf> {
     here.ancestors().map(|d| d.join("models/demo")).find(|d| d.join("tiny-base/config.json").is_file())
 }
 
+/// The first commands of the adapter's public test set.
 fn examples(dir: &Path) -> Result<Vec<String>> {
-    let path = dir.join("commands.json");
+    let path = dir.join("prompts.jsonl");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    serde_json::from_str::<Vec<String>>(&text).with_context(|| path.display().to_string())
+    let command = |line: &str| {
+        let value: Value = serde_json::from_str(line)?;
+        Ok(value["text"].as_str().unwrap_or_default().to_string())
+    };
+    text.lines().take(EXAMPLES).map(command).collect::<Result<_>>().with_context(|| path.display().to_string())
 }
 
 fn answer(file: &Path, commands: &[String]) -> Result<()> {
