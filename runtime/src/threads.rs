@@ -1,13 +1,18 @@
 //! The worker pool (feature `std`): persistent threads that share the tasks of an op.
 //!
-//! An op publishes one job; every thread, the caller included, takes task numbers from an atomic cursor until none are
-//! left, so uneven cores (big.LITTLE, a busy machine) balance by themselves. Between jobs the threads spin for a short
-//! while (the next op of a decode step follows within microseconds) and then sleep, so an idle pool costs nothing.
-//! A job allocates nothing and takes no lock unless a thread has to be woken.
+//! An op publishes one job; every thread, the caller included, takes task numbers from an atomic ticket until none are
+//! left, so uneven cores (big.LITTLE, a busy machine) balance by themselves. The caller waits for the *tasks*, not for the
+//! threads: a thread that the system has not scheduled yet holds nobody up. Between jobs the threads spin for a short while (the
+//! next op of a decode step follows within microseconds) and then sleep, so an idle pool costs nothing. A job allocates
+//! nothing and takes no lock unless a thread has to be woken.
+//!
+//! The ticket is one word, `job number << 32 | next task`. To publish a job the caller (1) closes the ticket: the new
+//! number with a task number beyond every job's, (2) writes the job's fields, (3) opens the ticket at task 0. A thread reads the ticket's job
+//! number, then the fields, then takes a ticket: if the number is still the same, the fields belong to it, and if the
+//! task number is below the job's count, that task is unfinished, so `run` has not returned and the closure is alive.
 #![expect(unsafe_code, reason = "a job's closure is lent to the threads for the duration of `run`")]
 
-use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::boxed::Box;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -16,20 +21,20 @@ use std::vec::Vec;
 use crate::session::workers::Workers;
 
 /// Times a thread looks for a new job before it sleeps: some tens of microseconds.
-const SPINS: u32 = 20_000;
+const SPINS: u32 = 4_000;
+/// Task number of a closed ticket; jobs have fewer tasks, and takers add far less than what is left above it.
+const CLOSED: u64 = 1 << 31;
 
-type Task = *const (dyn Fn(usize) + Sync);
+type Task<'t> = &'t (dyn Fn(usize) + Sync);
 
 struct Shared {
-    /// Number of the current job; odd while it is being set up.
-    epoch: AtomicU32,
-    /// The current job.
-    task: UnsafeCell<Option<Task>>,
+    /// Job number << 32 | next task.
+    ticket: AtomicU64,
+    /// The current job's closure: a pointer to a `Task` on the caller's stack.
+    task: AtomicPtr<()>,
     tasks: AtomicUsize,
-    /// Next task number.
-    cursor: AtomicUsize,
-    /// Worker threads that have not finished with the current job.
-    working: AtomicUsize,
+    /// Tasks that have returned.
+    done: AtomicUsize,
     sleeping: AtomicUsize,
     stop: AtomicBool,
     /// A task panicked.
@@ -37,12 +42,6 @@ struct Shared {
     lock: Mutex<()>,
     wake: Condvar,
 }
-
-// SAFETY: `task` is written only by the thread that holds the pool's run lock while no worker is in a job
-// (`working == 0`), and read by workers only after they saw the new epoch.
-unsafe impl Sync for Shared {}
-// SAFETY: the raw pointer inside is only used during `run`, which outlives its use.
-unsafe impl Send for Shared {}
 
 /// A pool of `n` threads, the calling one included.
 pub struct Pool {
@@ -59,11 +58,10 @@ impl Pool {
     /// The operating system cannot start a thread.
     pub fn new(n: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            epoch: AtomicU32::new(0),
-            task: UnsafeCell::new(None),
+            ticket: AtomicU64::new(CLOSED),
+            task: AtomicPtr::new(core::ptr::null_mut()),
             tasks: AtomicUsize::new(0),
-            cursor: AtomicUsize::new(0),
-            working: AtomicUsize::new(0),
+            done: AtomicUsize::new(0),
             sleeping: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -80,11 +78,45 @@ impl Pool {
     }
 }
 
+impl Shared {
+    /// Whether there may be a task to take in a job other than `seen`, or after a closed ticket.
+    fn open_job(&self, seen: u64) -> Option<u64> {
+        let ticket = self.ticket.load(Ordering::SeqCst);
+        (ticket >> 32 != seen && ticket & (CLOSED | (CLOSED - 1)) < CLOSED).then_some(ticket >> 32)
+    }
+
+    /// Takes and runs tasks of job `job` until none are left.
+    fn take_tasks(&self, job: u64) {
+        let (task, tasks) = (self.task.load(Ordering::Acquire), self.tasks.load(Ordering::Acquire));
+        loop {
+            let ticket = self.ticket.fetch_add(1, Ordering::AcqRel);
+            let next = (ticket & 0xffff_ffff) as usize;
+            if ticket >> 32 != job || next >= tasks {
+                return;
+            }
+            // SAFETY: the ticket is of `job`, so `task` and `tasks` are that job's; task `next` has not returned, so `run`,
+            // which owns the closure, is still waiting for it (see the module's documentation).
+            let task = unsafe { *task.cast::<Task<'_>>() };
+            let result = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| task(next)));
+            if result.is_err() {
+                self.failed.store(true, Ordering::Relaxed);
+            }
+            self.done.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
 fn work(shared: &Shared) {
     let mut seen = 0;
     loop {
         let mut spins = 0;
-        while shared.epoch.load(Ordering::Acquire) == seen {
+        let job = loop {
+            if shared.stop.load(Ordering::Acquire) {
+                return;
+            }
+            if let Some(job) = shared.open_job(seen) {
+                break job;
+            }
             spins += 1;
             if spins < SPINS {
                 core::hint::spin_loop();
@@ -92,42 +124,17 @@ fn work(shared: &Shared) {
             }
             let mut guard = shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
             shared.sleeping.fetch_add(1, Ordering::SeqCst);
-            while shared.epoch.load(Ordering::SeqCst) == seen {
+            while shared.open_job(seen).is_none() && !shared.stop.load(Ordering::SeqCst) {
                 guard = shared.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
             shared.sleeping.fetch_sub(1, Ordering::SeqCst);
-        }
-        seen = shared.epoch.load(Ordering::Acquire);
-        if shared.stop.load(Ordering::Acquire) {
-            return;
-        }
-        // SAFETY: the epoch changed after `task` was written (release/acquire), and `run` does not return, nor is
-        // `task` written again, before this thread lowers `working`.
-        if let Some(task) = unsafe { *shared.task.get() } {
-            // SAFETY: `run` keeps the closure alive until `working` is 0.
-            take_tasks(shared, unsafe { &*task });
-        }
-        shared.working.fetch_sub(1, Ordering::Release);
+        };
+        seen = job;
+        shared.take_tasks(job);
     }
 }
 
-fn take_tasks(shared: &Shared, task: &(dyn Fn(usize) + Sync)) {
-    let tasks = shared.tasks.load(Ordering::Relaxed);
-    let result = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| {
-        loop {
-            let i = shared.cursor.fetch_add(1, Ordering::Relaxed);
-            if i >= tasks {
-                break;
-            }
-            task(i);
-        }
-    }));
-    if result.is_err() {
-        shared.failed.store(true, Ordering::Release);
-    }
-}
-
-// SAFETY: `cursor.fetch_add` gives every task number to exactly one caller, and `run` returns after all threads are done.
+// SAFETY: the ticket gives every task number of a job to exactly one thread, and `run` returns after all have returned.
 unsafe impl Workers for Pool {
     fn count(&self) -> usize {
         self.threads.len() + 1
@@ -138,39 +145,39 @@ unsafe impl Workers for Pool {
             (0..tasks).for_each(task);
             return;
         }
+        assert!((tasks as u64) < CLOSED, "fewer than 2³¹ tasks");
         let _one_at_a_time = self.run.lock().unwrap_or_else(PoisonError::into_inner);
         let s = &*self.shared;
-        // SAFETY: only the lifetime changes; the pointer is not used after this call, which waits for `working == 0`.
-        let lent: Task = unsafe { core::mem::transmute::<&(dyn Fn(usize) + Sync), Task>(task) };
-        // SAFETY: no worker is in a job (the last `run` waited for them), and the run lock excludes other writers.
-        unsafe { *s.task.get() = Some(lent) };
-        s.tasks.store(tasks, Ordering::Relaxed);
-        s.cursor.store(0, Ordering::Relaxed);
+        let job = ((s.ticket.load(Ordering::Relaxed) >> 32) + 1) & 0xffff_ffff;
+        s.ticket.swap(job << 32 | CLOSED, Ordering::AcqRel);
+        let lent: Task<'_> = task;
+        // Release: who reads a field of this job cannot then take an older job's ticket.
+        s.task.store((&raw const lent).cast_mut().cast(), Ordering::Release);
+        s.tasks.store(tasks, Ordering::Release);
+        s.done.store(0, Ordering::Relaxed);
         s.failed.store(false, Ordering::Relaxed);
-        s.working.store(self.threads.len(), Ordering::Relaxed);
-        s.epoch.fetch_add(1, Ordering::SeqCst);
+        s.ticket.store(job << 32, Ordering::SeqCst);
         if s.sleeping.load(Ordering::SeqCst) > 0 {
             drop(s.lock.lock().unwrap_or_else(PoisonError::into_inner));
             s.wake.notify_all();
         }
-        take_tasks(s, task);
+        s.take_tasks(job);
         let mut spins = 0_u32;
-        while s.working.load(Ordering::Acquire) != 0 {
+        while s.done.load(Ordering::Acquire) != tasks {
             spins += 1;
-            if spins.is_multiple_of(SPINS) {
+            if spins > SPINS {
                 std::thread::yield_now();
             } else {
                 core::hint::spin_loop();
             }
         }
-        assert!(!s.failed.load(Ordering::Acquire), "a worker task panicked");
+        assert!(!s.failed.load(Ordering::Relaxed), "a worker task panicked");
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.shared.stop.store(true, Ordering::SeqCst);
         drop(self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner));
         self.shared.wake.notify_all();
         for t in self.threads.drain(..) {
