@@ -199,20 +199,17 @@ unsafe fn queries(kernels: &Kernels, a: &Attend<'_>, (first, count): (usize, usi
             if from < to {
                 // SAFETY: a position of this block is seen, so it is below `len` and inside the region.
                 let block = unsafe { a.region.as_ptr().add(at / KV_BLOCK * layout.block) };
-                tile.place(block, (from, to), n);
+                tile.step(block, (from, to), n);
                 for j in 0..n {
                     let (t, h) = place(i + j);
-                    tile.set(j, a.q[t * a.q_stride + h * a.head_dim_k..].as_ptr(), output(i + j));
+                    let q = &a.q[t * a.q_stride + h * a.head_dim_k..];
+                    tile.query(j, q.as_ptr(), output(i + j), h, at as isize - (a.pos + t) as isize);
                 }
                 // SAFETY: whole blocks of stored positions, queries and outputs of the call; the table fits the CPU.
                 unsafe {
                     (kernels.attend_scores)(&mut tile);
-                    for j in 0..n {
-                        let (t, h) = place(i + j);
-                        let distance = at as isize - (a.pos + t) as isize;
-                        (kernels.attend_weigh)(&mut tile, j, a, (h, distance), &mut state[i + j]);
-                    }
-                    (kernels.attend_values)(&mut tile);
+                    (kernels.attend_weigh)(&mut tile, a, state[i..i + n].as_mut_ptr());
+                    (kernels.attend_values)(&tile);
                 }
             }
             i += n;

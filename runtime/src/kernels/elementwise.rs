@@ -85,19 +85,30 @@ pub unsafe fn activate<I: Isa>(isa: I, act: Act, x: *const f32, up: *const f32, 
             }
         }
     }
-    let args = (x, up, out, n);
+    // A closure of its own for each: only closures and functions that are always inlined get the level's instructions,
+    // and a function's name passed as a value is neither.
+    macro_rules! run {
+        ($f:ident) => {
+            run(
+                isa,
+                (x, up, out, n),
+                #[inline(always)]
+                |x| math::$f(isa, x),
+            )
+        };
+    }
     // SAFETY: passed on.
     unsafe {
         match act {
-            Act::None => run(isa, args, |x| x),
-            Act::Relu => run(isa, args, |x| math::relu(isa, x)),
-            Act::Silu => run(isa, args, |x| math::silu(isa, x)),
-            Act::Gelu => run(isa, args, |x| math::gelu(isa, x)),
-            Act::GeluTanh => run(isa, args, |x| math::gelu_tanh(isa, x)),
-            Act::QuickGelu => run(isa, args, |x| math::quick_gelu(isa, x)),
-            Act::Tanh => run(isa, args, |x| math::tanh(isa, x)),
-            Act::Sigmoid => run(isa, args, |x| math::sigmoid(isa, x)),
-            Act::Relu2 => run(isa, args, |x| math::relu2(isa, x)),
+            Act::None => run!(identity),
+            Act::Relu => run!(relu),
+            Act::Silu => run!(silu),
+            Act::Gelu => run!(gelu),
+            Act::GeluTanh => run!(gelu_tanh),
+            Act::QuickGelu => run!(quick_gelu),
+            Act::Tanh => run!(tanh),
+            Act::Sigmoid => run!(sigmoid),
+            Act::Relu2 => run!(relu2),
         }
     }
 }
@@ -109,7 +120,17 @@ pub unsafe fn activate<I: Isa>(isa: I, act: Act, x: *const f32, up: *const f32, 
 #[inline(always)]
 pub unsafe fn add<I: Isa>(isa: I, a: *const f32, b: *const f32, out: *mut f32, n: usize) {
     // SAFETY: passed on.
-    unsafe { zip(isa, a, b, out, n, |a, b| isa.add(a, b)) }
+    unsafe {
+        zip(
+            isa,
+            a,
+            b,
+            out,
+            n,
+            #[inline(always)]
+            |a, b| isa.add(a, b),
+        )
+    }
 }
 
 /// `out[i] = a[i] · b[i]`.
@@ -119,7 +140,17 @@ pub unsafe fn add<I: Isa>(isa: I, a: *const f32, b: *const f32, out: *mut f32, n
 #[inline(always)]
 pub unsafe fn mul<I: Isa>(isa: I, a: *const f32, b: *const f32, out: *mut f32, n: usize) {
     // SAFETY: passed on.
-    unsafe { zip(isa, a, b, out, n, |a, b| isa.mul(a, b)) }
+    unsafe {
+        zip(
+            isa,
+            a,
+            b,
+            out,
+            n,
+            #[inline(always)]
+            |a, b| isa.mul(a, b),
+        )
+    }
 }
 
 /// `out[i] = a[i] + b[i]·s`.
@@ -130,7 +161,17 @@ pub unsafe fn mul<I: Isa>(isa: I, a: *const f32, b: *const f32, out: *mut f32, n
 pub unsafe fn add_scaled<I: Isa>(isa: I, a: *const f32, b: *const f32, s: f32, out: *mut f32, n: usize) {
     let s = isa.splat(s);
     // SAFETY: passed on.
-    unsafe { zip(isa, a, b, out, n, |a, b| isa.add(a, isa.mul(b, s))) }
+    unsafe {
+        zip(
+            isa,
+            a,
+            b,
+            out,
+            n,
+            #[inline(always)]
+            |a, b| isa.add(a, isa.mul(b, s)),
+        )
+    }
 }
 
 /// `out[i] = x[i] · s`.
@@ -141,7 +182,16 @@ pub unsafe fn add_scaled<I: Isa>(isa: I, a: *const f32, b: *const f32, s: f32, o
 pub unsafe fn scale<I: Isa>(isa: I, x: *const f32, s: f32, out: *mut f32, n: usize) {
     let s = isa.splat(s);
     // SAFETY: passed on.
-    unsafe { map(isa, x, out, n, |x| isa.mul(x, s)) }
+    unsafe {
+        map(
+            isa,
+            x,
+            out,
+            n,
+            #[inline(always)]
+            |x| isa.mul(x, s),
+        )
+    }
 }
 
 /// `out[i] = cap · tanh(x[i] / cap)`.
@@ -152,7 +202,16 @@ pub unsafe fn scale<I: Isa>(isa: I, x: *const f32, s: f32, out: *mut f32, n: usi
 pub unsafe fn softcap<I: Isa>(isa: I, x: *const f32, cap: f32, out: *mut f32, n: usize) {
     let cap = isa.splat(cap);
     // SAFETY: passed on.
-    unsafe { map(isa, x, out, n, |x| isa.mul(cap, math::tanh(isa, isa.div(x, cap)))) }
+    unsafe {
+        map(
+            isa,
+            x,
+            out,
+            n,
+            #[inline(always)]
+            |x| isa.mul(cap, math::tanh(isa, isa.div(x, cap))),
+        )
+    }
 }
 
 /// The methods panic where lengths differ.

@@ -149,6 +149,12 @@ pub fn quick_gelu<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.div(x, one_plus_exp_neg(isa, isa.mul(isa.splat(1.702), x)))
 }
 
+/// x.
+#[inline(always)]
+pub fn identity<I: Isa>(_isa: I, x: I::F) -> I::F {
+    x
+}
+
 /// `if 0 > x { 0 } else { x }`: −0 and NaN pass through.
 #[inline(always)]
 pub fn relu<I: Isa>(isa: I, x: I::F) -> I::F {

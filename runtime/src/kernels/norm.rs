@@ -25,11 +25,38 @@ fn inverse_deviation<I: Isa>(isa: I, total: f32, n: usize, eps: f32) -> I::F {
 pub unsafe fn rms_norm<I: Isa>(isa: I, x: *const f32, weight: *const f32, eps: f32, out: *mut f32, n: usize) {
     // SAFETY: passed on.
     unsafe {
-        let r = inverse_deviation(isa, sum(isa, x, n, 0.0, |x| isa.mul(x, x)), n, eps);
+        let r = inverse_deviation(
+            isa,
+            sum(
+                isa,
+                x,
+                n,
+                0.0,
+                #[inline(always)]
+                |x| isa.mul(x, x),
+            ),
+            n,
+            eps,
+        );
         if weight.is_null() {
-            map(isa, x, out, n, |x| isa.mul(x, r));
+            map(
+                isa,
+                x,
+                out,
+                n,
+                #[inline(always)]
+                |x| isa.mul(x, r),
+            );
         } else {
-            zip(isa, x, weight, out, n, |x, w| isa.mul(isa.mul(x, r), w));
+            zip(
+                isa,
+                x,
+                weight,
+                out,
+                n,
+                #[inline(always)]
+                |x, w| isa.mul(isa.mul(x, r), w),
+            );
         }
     }
 }
@@ -51,21 +78,58 @@ pub unsafe fn layer_norm<I: Isa>(
 ) {
     // SAFETY: passed on. The last passes run in place over `out`, which is written by then.
     unsafe {
-        let mean = sum(isa, x, n, 0.0, |x| x) / n as f32;
+        let mean = sum(
+            isa,
+            x,
+            n,
+            0.0,
+            #[inline(always)]
+            |x| x,
+        ) / n as f32;
         let m = isa.splat(mean);
         // Padding with the mean makes the deviations of the padding 0.
-        let squares = sum(isa, x, n, mean, |x| {
-            let d = isa.sub(x, m);
-            isa.mul(d, d)
-        });
+        let squares = sum(
+            isa,
+            x,
+            n,
+            mean,
+            #[inline(always)]
+            |x| {
+                let d = isa.sub(x, m);
+                isa.mul(d, d)
+            },
+        );
         let r = inverse_deviation(isa, squares, n, eps);
         if weight.is_null() {
-            map(isa, x, out, n, |x| isa.mul(isa.sub(x, m), r));
+            map(
+                isa,
+                x,
+                out,
+                n,
+                #[inline(always)]
+                |x| isa.mul(isa.sub(x, m), r),
+            );
         } else {
-            zip(isa, x, weight, out, n, |x, w| isa.mul(isa.mul(isa.sub(x, m), r), w));
+            zip(
+                isa,
+                x,
+                weight,
+                out,
+                n,
+                #[inline(always)]
+                |x, w| isa.mul(isa.mul(isa.sub(x, m), r), w),
+            );
         }
         if !bias.is_null() {
-            zip(isa, out, bias, out, n, |x, b| isa.add(x, b));
+            zip(
+                isa,
+                out,
+                bias,
+                out,
+                n,
+                #[inline(always)]
+                |x, b| isa.add(x, b),
+            );
         }
     }
 }

@@ -11,6 +11,24 @@ mod tests;
 /// Elements looked at together before the row is searched more closely.
 const BLOCK: usize = 128;
 
+/// `x[i] = exp(x[i] − m)` for 16 elements, added to `acc`.
+///
+/// # Safety
+/// `x` is valid for reading and writing 16 floats.
+#[inline(always)]
+unsafe fn exp_step<I: Isa>(isa: I, x: *mut f32, m: I::F, acc: &mut [I::F; MAX_REGS]) {
+    let mut r = 0;
+    while r < LANES / I::L {
+        // SAFETY: r·L + L <= 16.
+        unsafe {
+            let e = exp(isa, isa.sub(isa.load(x.add(r * I::L)), m));
+            isa.store(x.add(r * I::L), e);
+            acc[r] = isa.add(acc[r], e);
+        }
+        r += 1;
+    }
+}
+
 /// Softmax in place: `e[i] = exp(x[i] − m)` with `m` the largest element, `x[i] = e[i] / Σe`; the sum is a row sum on
 /// 16 lanes. All zeros where every element is −∞ or NaN; all NaN where one element is NaN or +∞.
 ///
@@ -22,32 +40,37 @@ pub unsafe fn softmax<I: Isa>(isa: I, x: *mut f32, n: usize) {
     unsafe {
         let largest = max(isa, x, n);
         if largest == f32::NEG_INFINITY {
-            return map(isa, x, x, n, |_| isa.splat(0.0));
+            return map(
+                isa,
+                x,
+                x,
+                n,
+                #[inline(always)]
+                |_| isa.splat(0.0),
+            );
         }
         let m = isa.splat(largest);
         let mut acc = [isa.splat(0.0); MAX_REGS];
-        let mut step = |p: *mut f32| {
-            let mut r = 0;
-            while r < LANES / I::L {
-                let e = exp(isa, isa.sub(isa.load(p.add(r * I::L)), m));
-                isa.store(p.add(r * I::L), e);
-                acc[r] = isa.add(acc[r], e);
-                r += 1;
-            }
-        };
         let mut i = 0;
         while i + LANES <= n {
-            step(x.add(i));
+            exp_step(isa, x.add(i), m, &mut acc);
             i += LANES;
         }
         if i < n {
             let mut rest = [f32::NEG_INFINITY; LANES];
             copy_few(x.add(i), rest.as_mut_ptr(), n - i);
-            step(rest.as_mut_ptr());
+            exp_step(isa, rest.as_mut_ptr(), m, &mut acc);
             copy_few(rest.as_ptr(), x.add(i), n - i);
         }
         let total = isa.splat(sum_lanes(isa, &acc[..LANES / I::L]));
-        map(isa, x, x, n, |e| isa.div(e, total));
+        map(
+            isa,
+            x,
+            x,
+            n,
+            #[inline(always)]
+            |e| isa.div(e, total),
+        );
     }
 }
 

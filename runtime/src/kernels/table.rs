@@ -157,11 +157,10 @@ tables! {
         kv_store: fn(args: StoreArgs) = kv::store;
         /// Attention: queries times keys.
         attend_scores: fn(tile: &mut Tile) = attend::tile::scores;
-        /// Attention: scores to weights, of one query.
-        attend_weigh: fn(tile: &mut Tile, i: usize, call: &Attend<'_>, place: (usize, isize), state: &mut State)
-            = attend::weigh::weigh;
+        /// Attention: scores to weights.
+        attend_weigh: fn(tile: &mut Tile, call: &Attend<'_>, state: *mut State) = attend::weigh::weigh;
         /// Attention: weights times values.
-        attend_values: fn(tile: &mut Tile) = attend::tile::values;
+        attend_values: fn(tile: &Tile) = attend::tile::values;
     }
 }
 

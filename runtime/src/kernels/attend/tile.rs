@@ -2,7 +2,7 @@
 
 use super::super::isa::{Isa, LANES};
 use super::super::kv::{KV_BLOCK, KvLayout, KvType};
-use super::super::reduce::{load_few, store_few};
+use super::super::reduce::copy_few;
 use super::{Attend, STEP};
 
 /// Queries that go through the tiles together.
@@ -20,7 +20,9 @@ pub struct Tile {
     pub(super) from: usize,
     pub(super) to: usize,
     /// Queries in use.
-    n: usize,
+    pub(super) n: usize,
+    /// Each query's head, and the distance of the step's first position from its own.
+    pub(super) place: [(usize, isize); TILE],
     q: [*const f32; TILE],
     out: [*mut f32; TILE],
     /// Scores, then weights, of the step's positions.
@@ -41,6 +43,7 @@ impl Tile {
             from: 0,
             to: 0,
             n: 0,
+            place: [(0, 0); TILE],
             q: [core::ptr::null(); TILE],
             out: [core::ptr::null_mut(); TILE],
             s: [[0.0; STEP]; TILE],
@@ -48,13 +51,12 @@ impl Tile {
         }
     }
     /// Moves to the positions `from..to` of the step that begins with `block`, for `n` queries.
-    pub fn place(&mut self, block: *const u8, (from, to): (usize, usize), n: usize) {
+    pub fn step(&mut self, block: *const u8, (from, to): (usize, usize), n: usize) {
         (self.block, self.from, self.to, self.n) = (block, from, to, n);
     }
-    /// Names query `i` and its output.
-    pub fn set(&mut self, i: usize, q: *const f32, out: *mut f32) {
-        self.q[i] = q;
-        self.out[i] = out;
+    /// Names query `i`, its output, its head, and the distance of the step's first position from its own.
+    pub fn query(&mut self, i: usize, q: *const f32, out: *mut f32, head: usize, distance: isize) {
+        (self.q[i], self.out[i], self.place[i]) = (q, out, (head, distance));
     }
     /// The registers of the whole blocks that hold a position of the part.
     #[inline(always)]
@@ -108,9 +110,9 @@ impl Element for I8 {
     }
 }
 
-/// Most queries that a level's tiles take: one where the registers hold no more.
-const fn tile_queries<I: Isa>() -> usize {
-    if I::REGISTERS < 16 { 1 } else { TILE }
+/// Whether the level's registers hold tiles of [`TILE`] queries, or of two at most.
+const fn wide<I: Isa>() -> bool {
+    I::REGISTERS >= 16
 }
 
 /// Registers of a tile beside `queries` queries: their sums fill half of the level's registers.
@@ -147,7 +149,7 @@ pub unsafe fn scores<I: Isa>(isa: I, tile: &mut Tile) {
 /// # Safety
 /// The blocks of the part are readable, `out` valid for `head_dim_v` floats.
 #[inline(always)]
-pub unsafe fn values<I: Isa>(isa: I, tile: &mut Tile) {
+pub unsafe fn values<I: Isa>(isa: I, tile: &Tile) {
     // SAFETY: passed on.
     unsafe {
         match tile.kv {
@@ -164,18 +166,21 @@ pub unsafe fn values<I: Isa>(isa: I, tile: &mut Tile) {
 unsafe fn scores_of<I: Isa, E: Element>(isa: I, tile: &mut Tile) {
     // SAFETY: passed on.
     unsafe {
-        if const { tile_queries::<I>() == 1 } {
-            let mut i = 0;
-            while i < tile.n {
-                score_rows::<I, E, 1>(isa, tile, i);
-                i += 1;
-            }
-        } else {
+        if const { wide::<I>() } {
             match tile.n {
                 4 => score_rows::<I, E, 4>(isa, tile, 0),
                 3 => score_rows::<I, E, 3>(isa, tile, 0),
                 2 => score_rows::<I, E, 2>(isa, tile, 0),
                 _ => score_rows::<I, E, 1>(isa, tile, 0),
+            }
+        } else {
+            let mut i = 0;
+            while i + 2 <= tile.n {
+                score_rows::<I, E, 2>(isa, tile, i);
+                i += 2;
+            }
+            if i < tile.n {
+                score_rows::<I, E, 1>(isa, tile, i);
             }
         }
     }
@@ -184,21 +189,24 @@ unsafe fn scores_of<I: Isa, E: Element>(isa: I, tile: &mut Tile) {
 /// # Safety
 /// As [`values`].
 #[inline(always)]
-unsafe fn values_of<I: Isa, E: Element>(isa: I, tile: &mut Tile) {
+unsafe fn values_of<I: Isa, E: Element>(isa: I, tile: &Tile) {
     // SAFETY: passed on.
     unsafe {
-        if const { tile_queries::<I>() == 1 } {
-            let mut i = 0;
-            while i < tile.n {
-                value_rows::<I, E, 1>(isa, tile, i);
-                i += 1;
-            }
-        } else {
+        if const { wide::<I>() } {
             match tile.n {
                 4 => value_rows::<I, E, 4>(isa, tile, 0),
                 3 => value_rows::<I, E, 3>(isa, tile, 0),
                 2 => value_rows::<I, E, 2>(isa, tile, 0),
                 _ => value_rows::<I, E, 1>(isa, tile, 0),
+            }
+        } else {
+            let mut i = 0;
+            while i + 2 <= tile.n {
+                value_rows::<I, E, 2>(isa, tile, i);
+                i += 2;
+            }
+            if i < tile.n {
+                value_rows::<I, E, 1>(isa, tile, i);
             }
         }
     }
@@ -238,22 +246,55 @@ unsafe fn score_rows<I: Isa, E: Element, const M: usize>(isa: I, tile: &mut Tile
 /// # Safety
 /// As [`values`].
 #[inline(always)]
-unsafe fn value_rows<I: Isa, E: Element, const M: usize>(isa: I, tile: &mut Tile, first: usize) {
-    let mut d = 0;
+unsafe fn value_rows<I: Isa, E: Element, const M: usize>(isa: I, tile: &Tile, first: usize) {
+    let n = tile.head_dim_v;
     let width = const { tile_width::<I>(M) * I::L };
-    // SAFETY: passed on.
+    let mut to = [core::ptr::null_mut(); M];
+    let mut buffer = [[0f32; LANES]; M];
+    let mut d = 0;
+    // SAFETY: passed on; in the buffer there is room for a register.
     unsafe {
-        while d + width <= tile.head_dim_v {
+        let mut m = 0;
+        while m < M {
+            to[m] = *tile.out.as_ptr().add(first + m);
+            m += 1;
+        }
+        while d + width <= n {
             match const { tile_width::<I>(M) } {
-                8 => value_tile::<I, E, M, 8>(isa, tile, first, d),
-                4 => value_tile::<I, E, M, 4>(isa, tile, first, d),
-                2 => value_tile::<I, E, M, 2>(isa, tile, first, d),
-                _ => value_tile::<I, E, M, 1>(isa, tile, first, d),
+                8 => value_tile::<I, E, M, 8>(isa, tile, first, d, &to),
+                4 => value_tile::<I, E, M, 4>(isa, tile, first, d, &to),
+                2 => value_tile::<I, E, M, 2>(isa, tile, first, d, &to),
+                _ => value_tile::<I, E, M, 1>(isa, tile, first, d, &to),
+            }
+            let mut m = 0;
+            while m < M {
+                to[m] = to[m].add(width);
+                m += 1;
             }
             d += width;
         }
-        while d < tile.head_dim_v {
-            value_tile::<I, E, M, 1>(isa, tile, first, d);
+        while d < n {
+            // The last few elements of the outputs go through a buffer; rows of the cache are padded.
+            let few = n - d < I::L;
+            let outputs = to;
+            let mut m = 0;
+            while m < M {
+                if few {
+                    copy_few(outputs[m], buffer[m].as_mut_ptr(), n - d);
+                    to[m] = buffer[m].as_mut_ptr();
+                }
+                m += 1;
+            }
+            value_tile::<I, E, M, 1>(isa, tile, first, d, &to);
+            let mut m = 0;
+            while m < M {
+                if few {
+                    copy_few(buffer[m].as_ptr(), outputs[m], n - d);
+                } else {
+                    to[m] = to[m].add(I::L);
+                }
+                m += 1;
+            }
             d += I::L;
         }
     }
@@ -273,10 +314,14 @@ unsafe fn score_tile<I: Isa, E: Element, const M: usize, const W: usize>(
     let regs = LANES / I::L;
     let mut acc = [[isa.splat(0.0); W]; M];
     let mut q = [core::ptr::null(); M];
-    q.copy_from_slice(&tile.q[first..first + M]);
     let mut keys = [tile.block; W];
     // SAFETY: register c + w holds lanes (c + w) mod regs of block (c + w) / regs.
     unsafe {
+        let mut m = 0;
+        while m < M {
+            q[m] = *tile.q.as_ptr().add(first + m);
+            m += 1;
+        }
         let mut w = 0;
         while w < W {
             keys[w] = tile.block.add((c + w) / regs * tile.layout.block + (c + w) % regs * I::L * E::BYTES);
@@ -311,7 +356,7 @@ unsafe fn score_tile<I: Isa, E: Element, const M: usize, const W: usize>(
                     let scales = tile.block.add((c + w) / regs * tile.layout.block + tile.head_dim_k * KV_BLOCK);
                     sum = isa.mul(sum, isa.load_f16(scales.cast::<u16>().add((c + w) % regs * I::L)));
                 }
-                isa.store(tile.s[first + m].as_mut_ptr().add((c + w) * I::L), sum);
+                isa.store(tile.s.as_mut_ptr().add(first + m).cast::<f32>().add((c + w) * I::L), sum);
                 m += 1;
             }
             w += 1;
@@ -319,31 +364,29 @@ unsafe fn score_tile<I: Isa, E: Element, const M: usize, const W: usize>(
     }
 }
 
-/// `W` registers from `d` on of the outputs of queries `first..first + M`; a single one may pass `head_dim_v`.
+/// `W` registers from `d` on, kept at `to`, of the outputs of queries `first..first + M`.
 ///
 /// # Safety
-/// As [`values`].
+/// As [`values`]; `d` begins a register of a padded row; `to` is valid for `W` registers.
 #[inline(always)]
 unsafe fn value_tile<I: Isa, E: Element, const M: usize, const W: usize>(
     isa: I,
-    tile: &mut Tile,
+    tile: &Tile,
     first: usize,
     d: usize,
+    to: &[*mut f32; M],
 ) {
-    let n = tile.head_dim_v - d;
-    let mut out = [core::ptr::null_mut(); M];
-    out.copy_from_slice(&tile.out[first..first + M]);
     let mut acc = [[isa.splat(0.0); W]; M];
-    // SAFETY: rows are padded to 16 elements, so a register at d < head_dim_v stays in its row; in `out` a register
-    // that would pass the end goes through a buffer.
+    let mut p = [core::ptr::null(); M];
+    // SAFETY: positions are below STEP; rows of the cache are padded to 16 elements, so a register at d stays inside.
     unsafe {
         let mut m = 0;
         while m < M {
+            p[m] = tile.s.as_ptr().add(first + m).cast::<f32>();
+            let factor = isa.splat(*tile.factor.as_ptr().add(first + m));
             let mut w = 0;
             while w < W {
-                let from = out[m].add(d + w * I::L);
-                let sum = if W == 1 && n < I::L { load_few(isa, from, n, 0.0) } else { isa.load(from) };
-                acc[m][w] = isa.mul(sum, isa.splat(tile.factor[first + m]));
+                acc[m][w] = isa.mul(isa.load(to[m].add(w * I::L)), factor);
                 w += 1;
             }
             m += 1;
@@ -364,7 +407,7 @@ unsafe fn value_tile<I: Isa, E: Element, const M: usize, const W: usize>(
                 }
                 let mut m = 0;
                 while m < M {
-                    let x = isa.splat(*tile.s[first + m].as_ptr().add(j));
+                    let x = isa.splat(*p[m].add(j));
                     let mut w = 0;
                     while w < W {
                         acc[m][w] = isa.add(acc[m][w], isa.mul(x, v[w]));
@@ -380,12 +423,7 @@ unsafe fn value_tile<I: Isa, E: Element, const M: usize, const W: usize>(
         while m < M {
             let mut w = 0;
             while w < W {
-                let to = out[m].add(d + w * I::L);
-                if W == 1 && n < I::L {
-                    store_few(isa, to, acc[m][w], n);
-                } else {
-                    isa.store(to, acc[m][w]);
-                }
+                isa.store(to[m].add(w * I::L), acc[m][w]);
                 w += 1;
             }
             m += 1;

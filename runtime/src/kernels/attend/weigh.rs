@@ -4,140 +4,193 @@ use super::super::isa::{Isa, LANES, max_lanes};
 use super::super::kv::{KV_BLOCK, KvType};
 use super::super::math::{exp, tanh};
 use super::super::reduce::MAX_REGS;
-use super::tile::Tile;
+use super::tile::{TILE, Tile};
 use super::{Attend, Bias, State};
 
-/// Turns the sums of query `i` into weights (times the values' scales), takes them into its state, and leaves the
-/// factor of what the state held before.
+/// Turns the sums of every query of the tile into weights (times the values' scales), takes them into its state, and
+/// leaves the factor of what the state held before.
 ///
 /// # Safety
-/// The blocks of the part are readable; `i` is a query of the tile, `head` one of the call; `distance` is that of the
-/// step's first position from the query's own.
+/// The blocks of the part are readable; `state` is valid for the tile's queries, whose heads are heads of the call.
 #[inline(always)]
-pub unsafe fn weigh<I: Isa>(
-    isa: I,
-    tile: &mut Tile,
-    i: usize,
-    a: &Attend<'_>,
-    (head, distance): (usize, isize),
-    state: &mut State,
-) {
+pub unsafe fn weigh<I: Isa>(isa: I, tile: &mut Tile, a: &Attend<'_>, state: *mut State) {
     let range = tile.registers::<I>();
-    // SAFETY: passed on.
-    unsafe {
-        finish_scores(isa, a, tile, i, (head, distance), range);
-        tile.factor[i] = take(isa, tile, i, range, state);
+    let n = tile.n.min(TILE);
+    let mut top = [0f32; TILE];
+    let mut i = 0;
+    while i < n {
+        // SAFETY: passed on; i < n.
+        unsafe {
+            let s = tile.s.as_mut_ptr().add(i).cast::<f32>();
+            let (head, distance) = *tile.place.as_ptr().add(i);
+            finish_scores(isa, a, s, (head, distance), range);
+            let mut j = range.0 * I::L;
+            while j < tile.from {
+                *s.add(j) = f32::NEG_INFINITY;
+                j += 1;
+            }
+            let mut j = tile.to;
+            while j < range.1 * I::L {
+                *s.add(j) = f32::NEG_INFINITY;
+                j += 1;
+            }
+            top[i] = largest(isa, s, range, (*state.add(i)).m);
+        }
+        i += 1;
+    }
+    // A loop of its own, so that the queries' searches for their maxima, short chains of slow steps, overlap.
+    let mut i = 0;
+    while i < n {
+        // SAFETY: as above.
+        unsafe {
+            let s = tile.s.as_mut_ptr().add(i).cast::<f32>();
+            *tile.factor.as_mut_ptr().add(i) = take(isa, tile, s, range, top[i], &mut *state.add(i));
+        }
+        i += 1;
     }
 }
 
-/// Turns sums `s` into scores: factor, soft cap, bias; −∞ outside the part seen.
+/// Turns sums `s` into scores: factor, soft cap, bias.
 ///
 /// # Safety
-/// `head` is a head of the call; registers `from..to` are inside the step.
+/// `head` is a head of the call; registers `from..to` are inside the step, whose first position is `distance` from the
+/// query's own.
 #[inline(always)]
 unsafe fn finish_scores<I: Isa>(
     isa: I,
     a: &Attend<'_>,
-    tile: &mut Tile,
-    i: usize,
+    s: *mut f32,
     (head, distance): (usize, isize),
     (from, to): (usize, usize),
 ) {
-    let (seen_from, seen_to) = (tile.from, tile.to);
-    let s = &mut tile.s[i];
-    let scale = isa.splat(a.scale);
-    let mut c = from;
-    while c < to {
-        // SAFETY: c·L + L <= STEP; tables have `width` entries per head, and the slopes one.
-        unsafe {
-            let p = s.as_mut_ptr().add(c * I::L);
-            let mut x = isa.mul(isa.load(p), scale);
-            if a.softcap != 0.0 {
-                let cap = isa.splat(a.softcap);
-                x = isa.mul(cap, tanh(isa, isa.div(x, cap)));
-            }
-            let at = distance + (c * I::L) as isize;
-            match a.bias {
-                Bias::None => {}
-                Bias::Alibi(slopes) => {
-                    let mut lanes = [0f32; LANES];
-                    let mut i = 0;
-                    while i < I::L {
-                        lanes[i] = (at + i as isize) as f32;
-                        i += 1;
-                    }
-                    x = isa.add(x, isa.mul(isa.splat(*slopes.as_ptr().add(head)), isa.load(lanes.as_ptr())));
-                }
-                Bias::Relative { tables, width, offset } => {
-                    let table = tables.as_ptr().add(head * width);
-                    let at = at.saturating_add_unsigned(offset);
-                    if at >= 0 && at as usize + I::L <= width {
-                        x = isa.add(x, isa.load(table.add(at as usize)));
-                    } else {
+    /// Puts every register through `f(x, distance)`.
+    #[inline(always)]
+    unsafe fn each<I: Isa>(isa: I, s: *mut f32, (from, to): (usize, usize), f: impl Fn(I::F, isize) -> I::F) {
+        let mut c = from;
+        while c < to {
+            // SAFETY: c·L + L <= STEP.
+            unsafe { isa.store(s.add(c * I::L), f(isa.load(s.add(c * I::L)), (c * I::L) as isize)) };
+            c += 1;
+        }
+    }
+    let range = (from, to);
+    let (scale, cap) = (isa.splat(a.scale), isa.splat(a.softcap));
+    // SAFETY: passed on; tables have `width` entries per head, and the slopes one.
+    unsafe {
+        each(
+            isa,
+            s,
+            range,
+            #[inline(always)]
+            |x, _| isa.mul(x, scale),
+        );
+        if a.softcap != 0.0 {
+            each(
+                isa,
+                s,
+                range,
+                #[inline(always)]
+                |x, _| isa.mul(cap, tanh(isa, isa.div(x, cap))),
+            );
+        }
+        match a.bias {
+            Bias::None => {}
+            Bias::Alibi(slopes) => {
+                let slope = isa.splat(*slopes.as_ptr().add(head));
+                each(
+                    isa,
+                    s,
+                    range,
+                    #[inline(always)]
+                    |x, at| {
                         let mut lanes = [0f32; LANES];
                         let mut i = 0;
                         while i < I::L {
-                            lanes[i] = *table.add(at.saturating_add(i as isize).clamp(0, width as isize - 1) as usize);
+                            lanes[i] = (distance + at + i as isize) as f32;
                             i += 1;
                         }
-                        x = isa.add(x, isa.load(lanes.as_ptr()));
-                    }
-                }
+                        isa.add(x, isa.mul(slope, isa.load(lanes.as_ptr())))
+                    },
+                );
             }
-            isa.store(p, x);
+            Bias::Relative { tables, width, offset } => {
+                let table = tables.as_ptr().add(head * width);
+                let first = distance.saturating_add_unsigned(offset);
+                each(
+                    isa,
+                    s,
+                    range,
+                    #[inline(always)]
+                    |x, at| {
+                        let at = first.saturating_add(at);
+                        if at >= 0 && at as usize + I::L <= width {
+                            return isa.add(x, isa.load(table.add(at as usize)));
+                        }
+                        let mut lanes = [0f32; LANES];
+                        let mut i = 0;
+                        while i < I::L {
+                            // Not `clamp`, which has a panic for an empty range.
+                            let at = at.saturating_add(i as isize);
+                            let at = if at < 0 { 0 } else { at as usize };
+                            lanes[i] = *table.add(if at < width { at } else { width - 1 });
+                            i += 1;
+                        }
+                        isa.add(x, isa.load(lanes.as_ptr()))
+                    },
+                );
+            }
         }
-        c += 1;
-    }
-    let mut j = from * I::L;
-    while j < seen_from {
-        s[j] = f32::NEG_INFINITY;
-        j += 1;
-    }
-    let mut j = seen_to;
-    while j < to * I::L {
-        s[j] = f32::NEG_INFINITY;
-        j += 1;
     }
 }
 
-/// Turns scores into weights (times the values' scales) and takes them into the state; returns the factor of what the
-/// state held before.
+/// The largest of the scores and `m`.
+///
+/// # Safety
+/// Registers `from..to` are inside the step.
+#[inline(always)]
+unsafe fn largest<I: Isa>(isa: I, s: *const f32, (from, to): (usize, usize), m: f32) -> f32 {
+    let regs = LANES / I::L;
+    let mut largest = [isa.splat(m); MAX_REGS];
+    let mut c = from;
+    while c < to {
+        let mut i = 0;
+        while i < regs {
+            // SAFETY: passed on; whole blocks have `regs` registers.
+            largest[i] = isa.max(unsafe { isa.load(s.add((c + i) * I::L)) }, largest[i]);
+            i += 1;
+        }
+        c += regs;
+    }
+    max_lanes(isa, &largest[..regs])
+}
+
+/// Turns scores into weights (times the values' scales), `top` being their largest, and takes them into the state;
+/// returns the factor of what the state held before.
 ///
 /// # Safety
 /// Registers `from..to` are inside blocks that hold a position of the step.
 #[inline(always)]
 unsafe fn take<I: Isa>(
     isa: I,
-    tile: &mut Tile,
-    i: usize,
+    tile: &Tile,
+    s: *mut f32,
     (from, to): (usize, usize),
+    top: f32,
     State { m, l }: &mut State,
 ) -> f32 {
     let regs = LANES / I::L;
     let (block, layout) = (tile.block, tile.layout);
     let scaled = matches!(tile.kv, KvType::I8);
-    let s = &mut tile.s[i];
     // SAFETY: registers are inside the step, and i < regs inside `l`.
     unsafe {
-        let mut largest = [isa.splat(*m); MAX_REGS];
-        let mut c = from;
-        while c < to {
-            let mut i = 0;
-            while i < regs {
-                largest[i] = isa.max(isa.load(s.as_ptr().add((c + i) * I::L)), largest[i]);
-                i += 1;
-            }
-            c += regs;
-        }
-        let largest = max_lanes(isa, &largest[..regs]);
         let mut factor = 1.0;
-        if largest != *m {
+        if top != *m {
             let mut lanes = [0f32; LANES];
-            isa.store(lanes.as_mut_ptr(), exp(isa, isa.splat(*m - largest)));
+            isa.store(lanes.as_mut_ptr(), exp(isa, isa.splat(*m - top)));
             factor = lanes[0];
-            *m = largest;
+            *m = top;
         }
-        let top = isa.splat(largest);
+        let top = isa.splat(top);
         let mut sums = [isa.splat(0.0); MAX_REGS];
         let mut i = 0;
         while i < regs {
@@ -150,7 +203,7 @@ unsafe fn take<I: Isa>(
             let scales = values.add(layout.row * KV_BLOCK).cast::<u16>();
             let mut i = 0;
             while i < regs {
-                let at = s.as_mut_ptr().add((c + i) * I::L);
+                let at = s.add((c + i) * I::L);
                 let mut p = exp(isa, isa.sub(isa.load(at), top));
                 sums[i] = isa.add(sums[i], p);
                 if scaled {
