@@ -148,6 +148,7 @@ pub fn pack(
         });
         done += (spec.rows * spec.cols * 4) as u64;
         progress(done, total);
+        base.tensors().release();
     }
     let labels = label_names(config, options, lowered.labels as usize)?;
     let labels: Vec<StrRef> = labels.iter().map(|l| strings.add(l)).collect();

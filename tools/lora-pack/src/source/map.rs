@@ -40,6 +40,18 @@ impl MappedFile {
         self.map.as_deref().unwrap_or(&[])
     }
 
+    /// Gives the memory of pages that were read back to the system; reading them again fetches them anew. Without this
+    /// a model's whole size would count as memory in use by the time its last tensor is read.
+    #[expect(unsafe_code, reason = "the advice is unsafe for mappings that are written to")]
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            // SAFETY: the mapping is read-only and backed by the file, so dropped pages come back unchanged. It is advice
+            // only: a refusal changes nothing.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path

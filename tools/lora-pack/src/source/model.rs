@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{SourceError, TensorIndex, TokenizerFiles, index, json};
+
+/// Bytes read between two releases of mapped pages.
+const RELEASE_EVERY: usize = 64 << 20;
 
 /// An opened base model: its configs read, its weights mapped.
 #[derive(Debug)]
@@ -72,6 +76,7 @@ impl BaseModel {
     pub fn fingerprint(&self) -> [u8; 32] {
         *self.fingerprint.get_or_init(|| {
             let tensors: Vec<_> = self.tensors.iter().collect();
+            let read = AtomicUsize::new(0);
             let parts: Vec<[u8; 32]> = tensors
                 .par_iter()
                 .map(|t| {
@@ -84,6 +89,9 @@ impl BaseModel {
                         hash.update((d as u64).to_le_bytes());
                     }
                     hash.update(t.bytes);
+                    if read.fetch_add(t.bytes.len(), Ordering::Relaxed) % RELEASE_EVERY + t.bytes.len() >= RELEASE_EVERY {
+                        self.tensors.release();
+                    }
                     hash.finalize().into()
                 })
                 .collect();

@@ -45,6 +45,11 @@ pub struct TensorView<'a> {
 }
 
 impl TensorIndex {
+    /// Gives memory of mapped pages back (see [`MappedFile::release`]).
+    pub fn release(&self) {
+        self.files.iter().for_each(MappedFile::release);
+    }
+
     /// Opens one safetensors file.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let mut index = Self::default();
