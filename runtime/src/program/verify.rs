@@ -56,6 +56,10 @@ fn verify_buffers(file: &File<'_>) -> Result<()> {
             Error::new(ErrorKind::Invalid, "info.per_token").values(file.info.per_token.into(), MAX_ROW_AREA.into())
         );
     }
+    if !file.info.per_token.is_multiple_of(64) || !file.info.per_output.is_multiple_of(64) {
+        // The areas follow each other: each must leave the next one aligned.
+        return Err(Error::new(ErrorKind::Misaligned, "info.per_token").values(file.info.per_token.into(), 64));
+    }
     if file.buffers.len() >= usize::from(u16::MAX) {
         return Err(Error::new(ErrorKind::Invalid, "buffers: too many").values(file.buffers.len() as u64, 65534));
     }
