@@ -64,7 +64,7 @@ impl Sampling {
 }
 
 /// Makes tokens that have occurred less likely: positive logits are divided by `penalty`, others multiplied.
-/// `tokens` must be distinct (see [`Seen`]); ids beyond the row are passed over.
+/// `tokens` must be distinct (see [`mark`]); ids beyond the row are passed over.
 pub fn penalize(logits: &mut [f32], tokens: &[u32], penalty: f32) {
     for &id in tokens {
         if let Some(x) = logits.get_mut(id as usize) {
@@ -73,33 +73,20 @@ pub fn penalize(logits: &mut [f32], tokens: &[u32], penalty: f32) {
     }
 }
 
-/// A set of token ids over the caller's memory, for keeping a list of distinct ones.
-#[derive(Debug)]
-pub struct Seen<'a> {
-    bits: &'a mut [u64],
+/// Words of memory with which [`mark`] keeps ids below `vocab`.
+#[must_use]
+pub const fn mark_words(vocab: u32) -> usize {
+    vocab.div_ceil(64) as usize
 }
 
-impl<'a> Seen<'a> {
-    /// Words needed for ids below `vocab`.
-    #[must_use]
-    pub const fn words(vocab: u32) -> usize {
-        vocab.div_ceil(64) as usize
-    }
-
-    /// An empty set in `bits`.
-    pub fn new(bits: &'a mut [u64]) -> Self {
-        bits.fill(0);
-        Self { bits }
-    }
-
-    /// Adds an id; whether it is new. Ids beyond the memory are never new.
-    pub fn insert(&mut self, id: u32) -> bool {
-        let Some(word) = self.bits.get_mut(id as usize / 64) else { return false };
-        let bit = 1 << (id % 64);
-        let new = *word & bit == 0;
-        *word |= bit;
-        new
-    }
+/// Marks an id in a set of bits (zeroed by the caller before the first one); whether it was not marked before. Ids
+/// beyond the memory never are new. For keeping the list of distinct tokens that [`penalize`] takes.
+pub fn mark(bits: &mut [u64], id: u32) -> bool {
+    let Some(word) = bits.get_mut(id as usize / 64) else { return false };
+    let bit = 1 << (id % 64);
+    let new = *word & bit == 0;
+    *word |= bit;
+    new
 }
 
 /// Chooses a token; `logits` is used up. `None` where no logit is a number above −∞. NaN is never chosen; +∞ always.
