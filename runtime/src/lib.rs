@@ -11,6 +11,7 @@
 //! | [`program`] | ops, their verification, the memory plan |
 //! | [`kernels`] | the instruction-set levels and the kernel table |
 //! | `ops` | operands → kernels, one file per op |
+//! | [`sampler`] | choosing the next token from a row of logits |
 //! | [`session`] | the arena, KV caches, one step |
 //! | [`tokenizer`] | tokenizers compiled to flat tables, used in place |
 //! | `map`, `threads` | file mapping and the worker pool (feature `std`) |
@@ -30,6 +31,7 @@ pub mod map;
 pub mod model;
 mod ops;
 pub mod program;
+pub mod sampler;
 pub mod session;
 #[cfg(feature = "std")]
 pub mod threads;

@@ -1,0 +1,191 @@
+//! `bench`: tokens per second, reading prompts and generating.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use lora_runtime::format::EntryKind;
+use lora_runtime::kernels::Kernels;
+use lora_runtime::threads::{ArenaBox, Pool};
+use lora_runtime::{Model, Segment, Session, Step};
+use serde_json::{Value as Json, json};
+
+use crate::cli::BenchArgs;
+use crate::load::{Host, positions};
+use crate::output::{Out, note};
+use crate::stats::human;
+
+/// What a row measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Test {
+    /// A prompt of so many tokens.
+    Prompt(u32),
+    /// So many generated tokens.
+    Generate(u32),
+}
+
+impl Test {
+    fn name(self) -> String {
+        match self {
+            Self::Prompt(n) => format!("pp{n}"),
+            Self::Generate(n) => format!("tg{n}"),
+        }
+    }
+    fn tokens(self) -> u32 {
+        match self {
+            Self::Prompt(n) | Self::Generate(n) => n,
+        }
+    }
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// The file is not sound, or nothing was measured.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let host = Host::open(&args.model)?;
+    let model = host.model()?;
+    let load_ms = host.since_start().as_secs_f64() * 1e3;
+    let info = model.file.info;
+    let kv = host.kv(&model);
+    let mut out = Out::new();
+    note(&format!(
+        "{}: {}, {}, kernels {}, KV cache {}, opened in {load_ms:.2} ms",
+        args.model.model.display(),
+        model.file.str(info.architecture),
+        human(model.file.bytes.len() as u64),
+        host.kernels.level().name(),
+        kv.name(),
+    ));
+    let mut rows = Vec::new();
+    let threads = if args.thread_counts.is_empty() {
+        vec![host.threads()]
+    } else {
+        args.thread_counts.iter().map(|t| usize::from(*t)).collect()
+    };
+    for threads in threads {
+        for test in tests(args, &model) {
+            let mut tps = measure(&host, model, test, threads, args.repeat).with_context(|| test.name())?;
+            tps.sort_by(f64::total_cmp);
+            let round = |x: f64| (x * 100.0).round() / 100.0;
+            let (min, median, max) = (round(tps[0]), round(median(&tps)), round(tps[tps.len() - 1]));
+            if !args.json {
+                out.line(&format!(
+                    "{:<8} {threads:>3} threads  {median:>10.2} tokens/s  ({min:.2} to {max:.2})",
+                    test.name()
+                ))?;
+            }
+            rows.push(json!({ "test": test.name(), "threads": threads, "tps_median": median, "tps_min": min, "tps_max": max }));
+        }
+    }
+    if rows.is_empty() {
+        bail!("nothing to measure: the model has {} positions", positions(&model));
+    }
+    if args.json {
+        out.json(&report(args, &model, &host, load_ms, rows))?;
+    }
+    Ok(())
+}
+
+fn report(args: &BenchArgs, model: &Model<'_>, host: &Host, load_ms: f64, rows: Vec<Json>) -> Json {
+    json!({
+        "model": args.model.model.display().to_string(),
+        "architecture": model.file.str(model.file.info.architecture),
+        "file_bytes": model.file.bytes.len(),
+        "isa": host.kernels.level().name(),
+        "kv": host.kv(model).name(),
+        "chunk": host.chunk(),
+        "load_ms": (load_ms * 1e3).round() / 1e3,
+        "rows": rows,
+    })
+}
+
+/// The tests that fit the model; what does not is said.
+fn tests(args: &BenchArgs, model: &Model<'_>) -> Vec<Test> {
+    let decodes = model.entry(EntryKind::Decode).is_ok();
+    let prompts = args.prompt.iter().map(|n| Test::Prompt(*n));
+    let generates = args.generate.iter().filter(|_| decodes).map(|n| Test::Generate(*n));
+    let fits = |t: &Test| {
+        let fits = t.tokens() < positions(model);
+        if !fits {
+            note(&format!("{} is left out: the model has {} positions", t.name(), positions(model)));
+        }
+        fits && t.tokens() > 0
+    };
+    prompts.chain(generates).filter(fits).collect()
+}
+
+fn measure(host: &Host, model: Model<'_>, test: Test, threads: usize, repeat: u32) -> Result<Vec<f64>> {
+    let entry = if model.entry(EntryKind::Encode).is_ok() { EntryKind::Encode } else { EntryKind::Decode };
+    let n = test.tokens();
+    let chunk = match (test, entry) {
+        (Test::Prompt(n), EntryKind::Encode) => n,
+        (Test::Prompt(n), EntryKind::Decode) => host.chunk().min(n),
+        (Test::Generate(_), _) => 1,
+    };
+    let mut config = host.config(&model, if model.entry(EntryKind::Decode).is_ok() { n + 1 } else { 0 }, chunk, 1);
+    if entry == EntryKind::Encode && model.entry(EntryKind::Decode).is_ok() {
+        config.source = n;
+    }
+    let mut arena = ArenaBox::new(usize::try_from(model.plan(&config).arena_bytes)?);
+    let pool = Pool::new(threads).with_context(|| format!("cannot start {threads} threads"))?;
+    let mut session = Session::new(model, config, host.kernels, &pool, arena.as_mut_slice())?;
+    let ids = tokens(&model, n);
+    let mut tps = Vec::with_capacity(repeat as usize);
+    // The first round only warms up: pages are read, clocks rise.
+    for round in 0..=repeat {
+        let start = Instant::now();
+        match test {
+            Test::Prompt(_) => prompt(&mut session, entry, &ids, chunk as usize)?,
+            Test::Generate(_) => generate(&mut session, host.kernels, &ids)?,
+        }
+        if round > 0 {
+            tps.push(f64::from(n) / start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(tps)
+}
+
+fn prompt(session: &mut Session<'_>, entry: EntryKind, ids: &[u32], chunk: usize) -> Result<()> {
+    for (i, tokens) in ids.chunks(chunk).enumerate() {
+        step(session, entry, tokens, i * chunk)?;
+    }
+    Ok(())
+}
+
+/// One token after another, each chosen as in greedy generation, so that nothing of a real step is left out.
+fn generate(session: &mut Session<'_>, kernels: &Kernels, ids: &[u32]) -> Result<()> {
+    for (i, id) in ids.iter().enumerate() {
+        step(session, EntryKind::Decode, &[*id], i)?;
+        let logits = session.output(EntryKind::Decode, "logits");
+        std::hint::black_box(logits.ok().and_then(|rows| kernels.argmax(rows.row(0))));
+    }
+    Ok(())
+}
+
+fn step(session: &mut Session<'_>, entry: EntryKind, tokens: &[u32], past: usize) -> Result<()> {
+    let len = tokens.len() as u32;
+    let segments = [Segment { sequence: 0, past: past as u32, len }];
+    Ok(session.run(entry, &Step { tokens, token_types: &[], segments: &segments, outputs: &[len - 1] })?)
+}
+
+/// Any tokens will do; these are spread over the vocabulary as text is.
+fn tokens(model: &Model<'_>, n: u32) -> Vec<u32> {
+    let vocab = u64::from(model.file.info.vocab.max(1));
+    (0..u64::from(n)).map(|i| (i.wrapping_mul(2_654_435_761) % vocab) as u32).collect()
+}
+
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[1.0, 2.0, 9.0]), 2.0);
+        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
+    }
+}

@@ -1,0 +1,70 @@
+//! `embed`: texts to vectors.
+
+use anyhow::{Context, Result};
+use lora_runtime::Model;
+use lora_runtime::format::Task;
+use serde_json::{Value as Json, json};
+
+use super::check_task;
+use crate::cli::EmbedArgs;
+use crate::forward::{Ids, Steps, run_alone};
+use crate::load::{Host, Room, positions};
+use crate::requests::{number, serve, text};
+use crate::text::{encode, fit, token_types};
+
+/// Runs the verb.
+///
+/// # Errors
+/// The model does not embed, or a text does not fit.
+pub fn run(args: &EmbedArgs) -> Result<()> {
+    let host = Host::open(&args.model)?;
+    let model = host.model()?;
+    check_task(&model, &[Task::FeatureExtraction, Task::Other])?;
+    let output = pooled_output(&model, args.pool.as_deref());
+    let mut room = Room::default();
+    let requests = &args.text.requests;
+    let answer = |request: &Json| {
+        let vector = embed(&host, model, &mut room, text(request, "text")?, output, requests.truncate)?;
+        Ok(json!({ "embedding": vector.iter().map(|x| number(*x)).collect::<Vec<_>>() }))
+    };
+    serve(requests.file.as_deref(), || json!({ "text": args.text.text() }), requests.json, answer, show)
+}
+
+/// The output that holds a pooled vector of length one.
+pub fn pooled_output(model: &Model<'_>, pool: Option<&str>) -> &'static str {
+    match (pool, model.file.info.pooling) {
+        (Some("cls"), _) | (None, 2) => "cls_pooled",
+        (Some("last"), _) | (None, 3) => "last_pooled",
+        _ => "mean_pooled",
+    }
+}
+
+/// The vector of a text.
+///
+/// # Errors
+/// As [`run_alone`]; the text does not fit, or the model has no such output.
+pub fn embed(
+    host: &Host,
+    model: Model<'_>,
+    room: &mut Room,
+    text: &str,
+    output: &str,
+    truncate: bool,
+) -> Result<Vec<f32>> {
+    let encoding = fit(encode(&model, text.into(), None, true)?, positions(&model), truncate)?;
+    let (tokens, types) = (encoding.ids(), token_types(&model, &encoding));
+    let entry = Steps::of(&model, tokens.len(), host.chunk()).entry;
+    let mut vector = Vec::new();
+    run_alone(host, model, room, Ids { tokens: &tokens, types: &types }, |_, session| {
+        let rows = session.output(entry, output).with_context(|| format!("output {output}"))?;
+        vector = rows.row(0).to_vec();
+        Ok(())
+    })?;
+    Ok(vector)
+}
+
+fn show(answer: &Json) -> String {
+    let none = Vec::new();
+    let vector = answer["embedding"].as_array().unwrap_or(&none);
+    vector.iter().map(Json::to_string).collect::<Vec<_>>().join(" ")
+}

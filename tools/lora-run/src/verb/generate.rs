@@ -1,0 +1,98 @@
+//! `generate`: continues prompts.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use lora_runtime::Model;
+use lora_runtime::format::Task;
+use serde_json::{Value as Json, json};
+
+use super::check_task;
+use crate::cli::GenerateArgs;
+use crate::generation::{Continuation, Request, Settings, generate};
+use crate::load::{Host, Room};
+use crate::output::{Out, note};
+use crate::requests::{for_each, optional_text, read_text};
+use crate::template::ChatTemplate;
+use crate::text::prompt_ids;
+
+/// Runs the verb.
+///
+/// # Errors
+/// The model does not generate, a prompt does not fit, a request is malformed.
+pub fn run(args: &GenerateArgs) -> Result<()> {
+    let host = Host::open(&args.model)?;
+    let model = host.model()?;
+    check_task(&model, &[Task::CausalLm, Task::Seq2SeqLm])?;
+    let settings = Settings::new(&args.sampling, &model);
+    let template = args.chat.then(|| ChatTemplate::of(&model)).transpose()?;
+    let load = host.since_start();
+    let (mut room, mut out) = (Room::default(), Out::new());
+    if let Some(file) = &args.file {
+        let mut template = template;
+        return for_each(file, |request| {
+            let started = Instant::now();
+            if template.is_none() && request.get("messages").is_some() {
+                template = Some(ChatTemplate::of(&model)?);
+            }
+            let prompt = request_ids(&model, template.as_ref(), args.system.as_deref(), request)?;
+            let request = Request { prompt: &prompt, settings: &settings, started };
+            let answer = generate(&host, model, &mut room, request, &mut |_| Ok(()))?;
+            Ok(if args.json { out.json(&answer.json(load))? } else { out.line(&answer.text)? })
+        });
+    }
+    let started = Instant::now();
+    let prompt = match (&args.prompt, template.as_ref()) {
+        (None, _) => args.ids.clone(),
+        (Some(text), template) => {
+            let text = if text == "-" { read_text(Path::new("-"))? } else { text.clone() };
+            let request = json!({ "prompt": text });
+            request_ids(&model, template, args.system.as_deref(), &request)?
+        }
+    };
+    let request = Request { prompt: &prompt, settings: &settings, started };
+    if args.json {
+        let answer = generate(&host, model, &mut room, request, &mut |_| Ok(()))?;
+        return Ok(out.json(&answer.json(load))?);
+    }
+    let answer = generate(&host, model, &mut room, request, &mut |text| Ok(out.text(text)?))?;
+    finish(&mut out, &answer)?;
+    note(&answer.summary(load));
+    Ok(())
+}
+
+/// Ends a streamed answer with a line end; an answer without a tokenizer is its ids.
+fn finish(out: &mut Out, answer: &Continuation) -> Result<()> {
+    if answer.text.is_empty() && !answer.ids.is_empty() {
+        let ids: Vec<String> = answer.ids.iter().map(u32::to_string).collect();
+        return Ok(out.line(&ids.join(","))?);
+    }
+    Ok(if answer.text.ends_with('\n') { () } else { out.line("")? })
+}
+
+/// The token ids of a request: its messages in the template, its prompt as a message, or its prompt as it is.
+fn request_ids(
+    model: &Model<'_>,
+    template: Option<&ChatTemplate>,
+    system: Option<&str>,
+    request: &Json,
+) -> Result<Vec<u32>> {
+    let messages = request.get("messages").cloned();
+    let prompt = optional_text(request, "prompt")?;
+    let messages = match (messages, prompt, template) {
+        (Some(_), Some(_), _) => bail!("the request has both \"prompt\" and \"messages\""),
+        (None, None, _) => bail!("the request has neither \"prompt\" nor \"messages\""),
+        (None, Some(prompt), None) => return prompt_ids(model, prompt, true),
+        (None, Some(prompt), Some(_)) => json!([{ "role": "user", "content": prompt }]),
+        (Some(messages), None, _) => messages,
+    };
+    let Json::Array(mut messages) = messages else { bail!("\"messages\" is not a list") };
+    if let Some(system) = system
+        && messages.first().is_none_or(|m| m["role"] != "system")
+    {
+        messages.insert(0, json!({ "role": "system", "content": system }));
+    }
+    let Some(template) = template else { bail!("the model has no chat template") };
+    prompt_ids(model, &template.render(&Json::Array(messages), true)?, false)
+}
