@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lora_pack::merge::{AdapterSpec, MergeOptions, Merged};
+use lora_pack::merge::{AdapterSpec, Combine, MajoritySign, MergeOptions, Merged};
 use lora_pack::source::{BaseModel, TensorIndex};
 use serde_json::Value;
 
@@ -92,21 +92,16 @@ fn compare(case: &str, mode: &Value, merged: &Merged, expected: &TensorIndex, to
     worst
 }
 
-fn options(_mode: &Value) -> MergeOptions {
-    MergeOptions::default()
+fn options(mode: &Value) -> MergeOptions {
+    let params = &mode["params"];
+    MergeOptions {
+        combine: mode["method"].as_str().map_or(Combine::Stack, |m| m.parse().unwrap()),
+        density: params["density"].as_f64(),
+        svd_rank: params["svd_rank"].as_u64().map(|r| r as usize),
+        majority_sign: params["majority_sign_method"].as_str().map_or(MajoritySign::Total, |m| m.parse().unwrap()),
+        ..MergeOptions::default()
+    }
 }
-
-/// Modes that the merge does not do yet.
-const NOT_YET: &[&str] = &[
-    "llama_pissa_raw",
-    "llama_trainable_tokens",
-    "mixtral_target",
-    "adapters/linear",
-    "adapters/negative",
-    "adapters/ties",
-    "adapters/svd",
-    "adapters/magnitude",
-];
 
 #[test]
 fn every_model_merges_to_pefts_numbers() {
@@ -142,9 +137,6 @@ fn every_model_merges_to_pefts_numbers() {
                 })
                 .collect();
             let what = format!("{name}/{}", mode["id"].as_str().unwrap());
-            if NOT_YET.iter().any(|n| what.contains(n)) {
-                continue;
-            }
             let features = case["features"].to_string();
             let svd = features.contains("pissa") || features.contains("olora") || mode["method"] == "svd";
             modes += 1;

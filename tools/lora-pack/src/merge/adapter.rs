@@ -6,9 +6,10 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::config::{LoraConfig, Parsed, Verdict};
+use super::config::{AdapterConfig, Parsed, Verdict};
 use super::keys::{self, Key, Part};
 use super::matrix;
+use super::method::{self, Method};
 use super::targets::Targets;
 use super::{MergeError, Note};
 use crate::source::{AdapterFiles, SourceError, TensorView, quote};
@@ -35,14 +36,21 @@ pub(crate) struct Group {
     pub parts: BTreeMap<Part, String>,
 }
 
+impl Group {
+    /// One of its tensors, for messages.
+    pub fn any(&self) -> &str {
+        self.parts.values().next().map_or("", String::as_str)
+    }
+}
+
 /// An opened adapter.
 #[derive(Debug)]
 pub(crate) struct Adapter {
     pub label: String,
     pub weight: f64,
     pub files: AdapterFiles,
-    pub method: String,
-    pub config: LoraConfig,
+    pub method: &'static Method,
+    pub config: AdapterConfig,
     pub targets: Targets,
     pub verdicts: Vec<Verdict>,
     /// (module path, hops) → factors.
@@ -59,20 +67,19 @@ impl Adapter {
         let label = spec.path.file_name().map_or_else(|| "adapter".into(), |n| n.to_string_lossy().into_owned());
         let object = files.config.as_object().expect("the reader admits objects only");
         let file = &files.config_path;
-        let method = match object.get("peft_type") {
-            Some(Value::String(t)) => t.clone(),
+        let name = match object.get("peft_type") {
+            Some(Value::String(name)) => name,
             Some(_) => return Err(SourceError::field(file, "peft_type", "not a string").into()),
             None => return Err(SourceError::field(file, "peft_type", "missing: it names the method").into()),
         };
-        if method != "LORA" {
-            let why = "only LORA adapters can be merged; merge it with PEFT's merge_and_unload";
-            return Err(MergeError::refused(file, format!("peft_type {}", quote(&method)), why));
-        }
+        let Some(method) = method::find(name) else {
+            return Err(MergeError::refused(file, format!("peft_type {}", quote(name)), method::why_refused(name)));
+        };
         if !spec.weight.is_finite() {
             let problem = format!("weight {} of {label} is not finite", spec.weight);
             return Err(MergeError::Option { option: "--adapter", problem });
         }
-        let Parsed { config, verdicts, notes: said } = LoraConfig::parse(file, object, &label, force)?;
+        let Parsed { config, verdicts, notes: said } = AdapterConfig::parse(file, object, method, &label, force)?;
         notes.extend(said);
         let targets = Targets::new(file, &config)?;
         let mut adapter = Self {
@@ -144,6 +151,11 @@ impl Adapter {
             }
         })?;
         Ok(())
+    }
+
+    /// A field of the config, for those that only one method has.
+    pub fn field(&self, name: &str) -> Option<&Value> {
+        self.files.config.get(name).filter(|v| !v.is_null())
     }
 
     /// The config's path, for messages.

@@ -4,7 +4,6 @@
 //! transpose. [`Factors`] are always in the orientation of the storage, scale included, so one kernel serves all.
 
 use super::adapter::Adapter;
-
 use super::{MergeError, matrix};
 
 /// `left` (rows × r) times `right` (r × cols), to be added to a stored matrix.
@@ -42,7 +41,7 @@ impl Region {
     }
 }
 
-/// Two stored factors and what has to be done to them.
+/// Two stored factors and what has to be done to them. Shapes were checked when it was planned.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
     /// Index of the adapter.
@@ -66,8 +65,16 @@ pub struct Pair {
 pub enum Form {
     /// Not at all.
     Plain,
-    /// One expert of a stack: A holds experts × r rows, column k·experts + e of B belongs to expert e. Of the stored
-    /// rows of the stack's matrix, those in `rows` are this tensor's.
+    /// Row k of A is multiplied by element k of this tensor (KaSA's diagonal, AdaLoRA's E).
+    Diagonal(String),
+    /// A is stored as the blocks of a block-diagonal matrix, one below the other.
+    BlockA(usize),
+    /// B likewise.
+    BlockB(usize),
+    /// One column of A stands for a group of so many inputs (QA-LoRA).
+    Grouped(usize),
+    /// One expert of a stack: A holds experts × r rows, column k·experts + e of B belongs to expert e. Of the rows of
+    /// the stack's matrix as stored, those in `rows` are this tensor's.
     Expert {
         /// Which.
         index: usize,
@@ -76,39 +83,130 @@ pub enum Form {
         /// Rows of the parameter that this tensor holds.
         rows: std::ops::Range<usize>,
     },
+    /// VeRA: A and B are shared by all layers and cut to `inputs` and `outputs`; `d` scales the rows of A, `b` those
+    /// of B.
+    Shared {
+        /// `vera_lambda_d`
+        d: String,
+        /// `vera_lambda_b`
+        b: String,
+        /// Columns of A that count.
+        inputs: usize,
+        /// Rows of B that count.
+        outputs: usize,
+    },
+    /// DeLoRA: every rank-one term is normalised, then `lambda` / r and the norms of the base's columns scale it.
+    Normalised {
+        /// `delora_lambda`
+        lambda: String,
+        /// `delora_w_norm`
+        w_norm: String,
+    },
 }
 
 impl Pair {
     /// A (r × in) and B (out × r), without the scale.
     pub fn plain(&self, adapters: &[Adapter]) -> Result<(Vec<f32>, Vec<f32>), MergeError> {
         let adapter = &adapters[self.adapter];
-        let (a, b) = (adapter.load(&self.a)?, adapter.load(&self.b)?);
-        Ok(match &self.form {
-            Form::Plain => (a, b),
-            Form::Expert { index, experts, .. } => {
-                let cols = a.len() / (experts * self.r);
-                let a = a[index * self.r * cols..(index + 1) * self.r * cols].to_vec();
-                let b = b.chunks_exact(experts * self.r).flat_map(|row| row.iter().skip(*index).step_by(*experts));
-                (a, b.copied().collect())
+        let (mut a, mut b) = (adapter.load(&self.a)?, adapter.load(&self.b)?);
+        let r = self.r;
+        match &self.form {
+            Form::Plain => {}
+            Form::Diagonal(key) => {
+                let diagonal = adapter.load(key)?;
+                let cols = a.len() / r.max(1);
+                matrix::scale_rows(&mut a, cols, &diagonal);
             }
-        })
+            Form::BlockA(n) => a = block_diagonal(&a, r, *n),
+            Form::BlockB(n) => {
+                let rows = b.len() * n / r;
+                b = block_diagonal(&b, rows, *n);
+            }
+            Form::Grouped(size) => {
+                // P/g: PEFT averages over groups and then multiplies by their number.
+                let groups = a.len() / r;
+                let by = groups as f32 / *size as f32;
+                a = a.iter().flat_map(|x| std::iter::repeat_n(x * by, *size)).collect();
+            }
+            Form::Expert { index, experts, .. } => {
+                let cols = a.len() / (experts * r);
+                a = a[index * r * cols..(index + 1) * r * cols].to_vec();
+                let mine = |row: &[f32]| row.iter().skip(*index).step_by(*experts).copied().collect::<Vec<_>>();
+                b = b.chunks_exact(experts * r).flat_map(mine).collect();
+            }
+            Form::Shared { d, b: lambda_b, inputs, outputs } => {
+                let stored = a.len() / r;
+                a = a.chunks_exact(stored).flat_map(|row| &row[..*inputs]).copied().collect();
+                b.truncate(outputs * r);
+                matrix::scale_rows(&mut a, *inputs, &adapter.load(d)?);
+                matrix::scale_rows(&mut b, r, &adapter.load(lambda_b)?);
+            }
+            Form::Normalised { lambda, w_norm } => {
+                let cols = a.len() / r;
+                let strength = adapter.load(lambda)?[0] / r as f32;
+                let (a_norms, b_norms) = (matrix::row_norms(&a, cols), matrix::column_norms(&b, r));
+                let floor = |x: f32| x.max(1e-4);
+                let by: Vec<f32> =
+                    a_norms.iter().zip(&b_norms).map(|(a, b)| strength / (floor(*a) * floor(*b))).collect();
+                matrix::scale_rows(&mut a, cols, &by);
+                matrix::scale_columns(&mut a, &adapter.load(w_norm)?);
+            }
+        }
+        Ok((a, b))
     }
 
     /// The factors over the stored weight, `extra` multiplied into the scale.
     pub fn load(&self, adapters: &[Adapter], extra: f64) -> Result<Factors, MergeError> {
-        let (mut a, mut b) = self.plain(adapters)?;
-        let r = self.r;
+        let (a, mut b) = self.plain(adapters)?;
         let scale = (self.scale * extra) as f32;
         b.iter_mut().for_each(|x| *x *= scale);
-        let (mut left, right) = if self.transposed {
-            let (inputs, outputs) = (a.len() / r, b.len() / r);
-            (matrix::transpose(&a, r, inputs), matrix::transpose(&b, outputs, r))
-        } else {
-            (std::mem::take(&mut b), std::mem::take(&mut a))
+        Ok(self.oriented(a, b))
+    }
+
+    /// The factors over the stored weight, without any scale.
+    pub fn load_unscaled(&self, adapters: &[Adapter]) -> Result<Factors, MergeError> {
+        let (a, b) = self.plain(adapters)?;
+        Ok(self.oriented(a, b))
+    }
+
+    fn oriented(&self, a: Vec<f32>, b: Vec<f32>) -> Factors {
+        let r = self.r;
+        let (mut left, right) = match self.transposed {
+            true if r > 0 => (matrix::transpose(&a, r, a.len() / r), matrix::transpose(&b, b.len() / r, r)),
+            _ => (b, a),
         };
         if let Form::Expert { rows, .. } = &self.form {
             left = left[rows.start * r..rows.end * r].to_vec();
         }
-        Ok(Factors { r, left, right })
+        Factors { r, left, right }
+    }
+}
+
+/// n blocks of rows, stored one below the other, moved to the diagonal of a matrix of `rows` rows.
+fn block_diagonal(stored: &[f32], rows: usize, n: usize) -> Vec<f32> {
+    let width = stored.len() / rows;
+    let mut out = vec![0.0; rows * width * n];
+    for (i, row) in stored.chunks_exact(width).enumerate() {
+        let block = i / (rows / n);
+        out[(i * n + block) * width..][..width].copy_from_slice(row);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_move_to_the_diagonal() {
+        assert_eq!(block_diagonal(&[1.0, 2.0, 3.0, 4.0], 4, 2), [1.0, 0.0, 2.0, 0.0, 0.0, 3.0, 0.0, 4.0]);
+        assert_eq!(block_diagonal(&[1.0, 2.0, 3.0, 4.0], 2, 2), [1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn regions_of_tensors() {
+        assert_eq!(Region::whole(&[3, 4]), Region { at: 0, rows: 3, cols: 4 });
+        assert_eq!(Region::whole(&[8, 2, 3, 3]), Region { at: 0, rows: 8, cols: 18 });
+        assert_eq!(Region::whole(&[5]), Region { at: 0, rows: 5, cols: 1 });
     }
 }

@@ -4,14 +4,20 @@
 //! computed on demand in f32. Nothing is written and at most one tensor is in memory per caller.
 
 mod adapter;
+mod combine;
 pub mod config;
 mod error;
 mod factors;
+mod init;
 mod keys;
+mod layout;
 mod matrix;
+pub mod method;
 mod names;
+mod outcome;
 mod plan;
 mod recipe;
+mod svd;
 mod targets;
 
 use std::borrow::Cow;
@@ -21,6 +27,7 @@ use serde_json::Value;
 
 use self::adapter::Adapter;
 pub use self::adapter::AdapterSpec;
+pub use self::combine::{Combine, MajoritySign};
 pub use self::config::{TaskType, Verdict};
 pub use self::error::{Level, MergeError, Note};
 use self::names::Names;
@@ -28,9 +35,43 @@ use self::plan::Planner;
 use self::recipe::{Inputs, Recipe};
 use crate::source::{BaseModel, TokenizerFiles, quote};
 
-/// How to merge.
+/// What the base directory holds, for adapters whose start changed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InitBase {
+    /// The model as published: the change is computed again.
+    #[default]
+    Original,
+    /// The model after the change.
+    Residual,
+}
+
+/// What the result is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Purpose {
+    /// A merged model: what acts on a part of the input only is refused.
+    #[default]
+    Merge,
+    /// An adapter file for unmerged mode.
+    Adapter,
+}
+
+/// How to merge. The defaults stack all adapters on the original base.
 #[derive(Debug, Clone, Default)]
 pub struct MergeOptions {
+    /// How several adapters become one.
+    pub combine: Combine,
+    /// Share of elements that the pruning combinations keep.
+    pub density: Option<f64>,
+    /// Rank of the `svd` combinations; the largest rank of the adapters if absent.
+    pub svd_rank: Option<usize>,
+    /// How `ties` elects signs.
+    pub majority_sign: MajoritySign,
+    /// For the `dare` combinations.
+    pub seed: u64,
+    /// What the base is.
+    pub init_base: InitBase,
+    /// What for.
+    pub purpose: Purpose,
     /// Turns disagreements between an adapter's config and its tensors, and unknown config fields, into warnings; what
     /// PEFT would do then holds.
     pub force: bool,
@@ -53,7 +94,7 @@ pub struct AdapterSummary {
     /// The weight it was given.
     pub weight: f64,
     /// `peft_type`.
-    pub method: String,
+    pub method: &'static str,
     /// Default rank.
     pub r: usize,
     /// Default alpha.
@@ -86,15 +127,27 @@ impl<'a> Merged<'a> {
         let mut notes = Vec::new();
         let adapters =
             specs.iter().map(|s| Adapter::open(s, options.force, &mut notes)).collect::<Result<Vec<_>, _>>()?;
-        let params = base.tensors().iter().map(|t| (t.name.to_owned(), t.name.to_owned())).collect();
-        let mut planner = Planner::new(base, Names::new(base.model_type(), params), options.force);
+        let task = agreed_task(&adapters)?;
+        let mut config = base.config.clone();
+        let (mut names, order) = layout::names(base, &adapters)?;
+        if let Some(order) = &order {
+            layout::replicate_config(&mut config, order, &mut notes);
+        }
+        let tied = layout::tied(&mut names, base, task, &mut notes);
+        let mut planner = Planner::new(base, options, names, tied);
         for (index, adapter) in adapters.iter().enumerate() {
             planner.add(index, adapter)?;
         }
-        let Planner { names, recipes, applied, notes: planned, .. } = planner;
+        planner.combine(&adapters)?;
+        let Planner { mut names, tied, mut recipes, mut applied, notes: planned, .. } = planner;
         notes.extend(planned);
-        let task = adapters.iter().find_map(|a| a.config.task);
-        Ok(Self { base, adapters, names, recipes, applied, config: base.config.clone(), task, notes })
+        for group in &tied {
+            layout::settle(group, &mut names, &mut recipes, base, &adapters, &mut config, &mut notes)?;
+        }
+        applied.retain(|name, _| recipes.contains_key(name));
+        let mut merged = Self { base, adapters, names, recipes, applied, config, task, notes };
+        outcome::finish(&mut merged)?;
+        Ok(merged)
     }
 
     /// Names of all tensors of the merged model, sorted.
@@ -115,7 +168,7 @@ impl<'a> Merged<'a> {
     /// infinities. May be called from several threads.
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, MergeError> {
         let w = match self.recipes.get(name) {
-            Some(recipe) => recipe.make(&Inputs { base: self.base, adapters: &self.adapters })?,
+            Some(recipe) => recipe.make(name, &Inputs { base: self.base, adapters: &self.adapters })?,
             None => {
                 let origin = self.names.origin(name).ok_or_else(|| MergeError::NoTensor(name.to_owned()))?;
                 self.base.read_f32(origin)?
@@ -155,7 +208,7 @@ impl<'a> Merged<'a> {
             AdapterSummary {
                 label: a.label.clone(),
                 weight: a.weight,
-                method: a.method.clone(),
+                method: a.method.name,
                 r: a.config.r,
                 alpha: a.config.alpha,
                 tensors: a.files.tensors.len(),
@@ -172,7 +225,7 @@ impl<'a> Merged<'a> {
         &self.config
     }
 
-    /// The task that the adapters were trained for.
+    /// The task that the adapters were trained for; `None` where they do not say, and the base's class decides.
     pub fn task(&self) -> Option<TaskType> {
         self.task
     }
@@ -199,4 +252,23 @@ impl std::fmt::Debug for Merged<'_> {
         let labels: Vec<String> = self.adapters.iter().map(|a| quote(&a.label)).collect();
         f.debug_struct("Merged").field("base", &self.base.dir).field("adapters", &labels).finish_non_exhaustive()
     }
+}
+
+/// Adapters for different heads cannot share one model.
+fn agreed_task(adapters: &[Adapter]) -> Result<Option<TaskType>, MergeError> {
+    let mut found: Option<(&Adapter, TaskType)> = None;
+    for adapter in adapters {
+        match (found, adapter.config.task) {
+            (None, Some(task)) => found = Some((adapter, task)),
+            (Some((first, a)), Some(b)) if a != b => {
+                return Err(MergeError::Conflict {
+                    a: first.label.clone(),
+                    b: adapter.label.clone(),
+                    problem: format!("trained for different tasks: {} and {}", a.name(), b.name()),
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(found.map(|(_, task)| task))
 }

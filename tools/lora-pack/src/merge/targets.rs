@@ -8,7 +8,7 @@ use std::path::Path;
 use fancy_regex::{Regex, RegexBuilder};
 
 use super::MergeError;
-use super::config::{LoraConfig, Selection};
+use super::config::{AdapterConfig, Selection};
 use crate::source::{SourceError, quote};
 
 /// Backtracking steps per match. Real patterns need some hundred.
@@ -69,7 +69,7 @@ pub struct Targets {
 
 impl Targets {
     /// Compiles every pattern of the config, used or not.
-    pub fn new(file: &Path, config: &LoraConfig) -> Result<Self, MergeError> {
+    pub fn new(file: &Path, config: &AdapterConfig) -> Result<Self, MergeError> {
         let rule = |field: &str, selection: &Option<Selection>| {
             Ok::<_, MergeError>(match selection {
                 None => None,
@@ -142,6 +142,12 @@ impl Targets {
         }
     }
 
+    /// Whether a pattern of another field matches the whole of a module's name.
+    pub fn matches(&self, field: &str, pattern: &str, name: &str) -> Result<bool, MergeError> {
+        let wrapped = format!(r"\A(?:{pattern})\z");
+        Pattern::new(&self.file, field.into(), pattern, &wrapped)?.is_match(&self.file, name)
+    }
+
     /// Whether the module is a saved one or lies in one.
     pub fn is_saved(&self, name: &str) -> Result<bool, MergeError> {
         for pattern in &self.saved {
@@ -199,6 +205,7 @@ pub fn is_ending(name: &str, ending: &str) -> bool {
 mod tests {
     use serde_json::json;
 
+    use super::super::method;
     use super::*;
 
     fn targets(mut config: serde_json::Value) -> Targets {
@@ -209,7 +216,8 @@ mod tests {
         let object = config.as_object_mut().unwrap();
         object.insert("r".into(), 8.into());
         object.insert("lora_alpha".into(), 16.into());
-        let parsed = LoraConfig::parse(Path::new("adapter_config.json"), object, "a", false)?;
+        let parsed =
+            AdapterConfig::parse(Path::new("adapter_config.json"), object, method::find("LORA").unwrap(), "a", false)?;
         Targets::new(Path::new("adapter_config.json"), &parsed.config)
     }
 

@@ -1,5 +1,10 @@
 //! Every field that PEFT writes into a LoRA config, and what becomes of it here. `docs/peft.md` is made of this table.
 
+use serde_json::Value;
+
+use super::super::method::{Kind, Method};
+use super::read::looks_default;
+
 /// What is done with a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -95,7 +100,45 @@ pub const FIELDS: &[Field] = &[
     f("merge_weights", "false", Irrelevant, "a habit of PEFT 0.2"),
 ];
 
-/// The rule for a field, if PEFT knows it.
-pub fn find(name: &str) -> Option<&'static Field> {
-    FIELDS.iter().find(|f| f.name == name)
+/// The fields that the configs of all methods share.
+const COMMON: &[&str] = &[
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "bias",
+    "fan_in_fan_out",
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "inference_mode",
+    "runtime_config",
+];
+
+/// The rule for a field in the config of a method, if PEFT knows it there.
+pub fn find(name: &str, method: &Method) -> Option<&'static Field> {
+    if let Some(field) = method.fields.iter().find(|f| f.name == name) {
+        return Some(field);
+    }
+    let of_lora = matches!(method.kind, Kind::Lora | Kind::AdaLora);
+    FIELDS.iter().find(|f| f.name == name).filter(|_| of_lora || COMMON.contains(&name))
+}
+
+impl Field {
+    /// Whether a value is this field's default, or looks unset.
+    pub fn is_default(&self, value: &Value) -> bool {
+        looks_default(value) || value.to_string() == self.default
+    }
+
+    /// Whether LoRA's mathematics depend on it and no other method knows it.
+    pub fn is_lora_only(&self) -> bool {
+        self.action == Applied && !COMMON.contains(&self.name) && FIELDS.iter().any(|f| std::ptr::eq(f, self))
+    }
 }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 pub use self::fields::{Action, Field};
 pub(crate) use self::read::Fields;
 pub use self::task::TaskType;
+use super::method::{Kind, Method};
 use super::{Level, MergeError, Note};
 use crate::source::quote;
 
@@ -82,12 +83,12 @@ pub struct BlockDiagonal {
     pub b: Vec<String>,
 }
 
-/// The fields of a LoRA config that say how the factors act.
+/// The fields of an adapter's config that say how its tensors act. Those of LoRA are unset for other methods.
 #[derive(Debug, Clone)]
-pub struct LoraConfig {
-    /// `r`.
+pub struct AdapterConfig {
+    /// `r`; 0 where another method's file leaves it to the tensors.
     pub r: usize,
-    /// `lora_alpha`.
+    /// `lora_alpha`, or `alpha` of other methods.
     pub alpha: f64,
     /// `use_rslora`.
     pub rslora: bool,
@@ -141,68 +142,87 @@ pub struct LoraConfig {
 #[derive(Debug)]
 pub struct Parsed {
     /// The typed fields.
-    pub config: LoraConfig,
+    pub config: AdapterConfig,
     /// One entry per field in the file, in its order.
     pub verdicts: Vec<Verdict>,
     /// Notes about it.
     pub notes: Vec<Note>,
 }
 
-impl LoraConfig {
-    /// Reads the config of an adapter of type LORA. `force` turns unknown fields into warnings.
-    pub fn parse(file: &Path, object: &Map<String, Value>, about: &str, force: bool) -> Result<Parsed, MergeError> {
+impl AdapterConfig {
+    /// Reads the config of an adapter. `force` turns unknown fields into warnings.
+    pub fn parse(
+        file: &Path,
+        object: &Map<String, Value>,
+        method: &Method,
+        about: &str,
+        force: bool,
+    ) -> Result<Parsed, MergeError> {
         let fields = Fields::new(file, object);
         let mut notes = Vec::new();
-        let verdicts = judge(&fields, object, about, force, &mut notes)?;
-        refuse_other_maths(&fields)?;
+        let verdicts = judge(&fields, object, method, about, force, &mut notes)?;
+        let lora = method.kind == Kind::Lora;
 
-        let r = fields.get("r").ok_or_else(|| fields.bad("r", "missing: the rank is not a thing to guess"))?;
-        let alpha = fields.number("lora_alpha")?.ok_or_else(|| {
-            fields.bad("lora_alpha", "missing: PEFT would take 8, which is a guess about somebody's training")
-        })?;
+        let r = match fields.get("r") {
+            Some(r) => fields.rank("r", r)?,
+            None if lora => return Err(fields.bad("r", "missing: the rank is not a thing to guess").into()),
+            None => 0,
+        };
+        let alpha = match method.alpha {
+            None => 1.0,
+            Some(field) => fields.number(field)?.ok_or_else(|| {
+                fields.bad(field, "missing: PEFT would take 8, which is a guess about somebody's training")
+            })?,
+        };
         if alpha <= 0.0 {
-            notes.push(warning(about, format!("lora_alpha is {alpha}: the adapter is switched off or reversed")));
+            notes.push(warning(about, format!("alpha is {alpha}: the adapter is switched off or reversed")));
         }
+        // AdaLoRA keeps its pruning masks under the name; the rows that they drop are gone from the tensors.
         let mut rank_pattern = Vec::new();
-        for (key, value) in fields.map("rank_pattern")?.into_iter().flatten() {
+        for (key, value) in fields.map("rank_pattern")?.into_iter().flatten().filter(|_| method.kind != Kind::AdaLora) {
             rank_pattern.push((key.clone(), fields.rank(&format!("rank_pattern.{}", quote(key)), value)?));
         }
         let mut alpha_pattern = Vec::new();
         for (key, value) in fields.map("alpha_pattern")?.into_iter().flatten() {
             alpha_pattern.push((key.clone(), fields.as_number(&format!("alpha_pattern.{}", quote(key)), value)?));
         }
-        let config = LoraConfig {
-            r: fields.rank("r", r)?,
+        let config = Self {
+            r,
             alpha,
-            rslora: fields.bool("use_rslora")?,
+            rslora: lora && fields.bool("use_rslora")?,
             rank_pattern,
             alpha_pattern,
             target_modules: selection(&fields, "target_modules")?,
             exclude_modules: selection(&fields, "exclude_modules")?,
-            target_parameters: fields.strings("target_parameters")?,
+            target_parameters: if lora { fields.strings("target_parameters")? } else { Vec::new() },
             layers_to_transform: layers(&fields)?,
             layers_pattern: match fields.get("layers_pattern") {
                 Some(Value::String(one)) => vec![one.clone()],
                 _ => fields.strings("layers_pattern")?,
             },
-            layer_replication: replication(&fields)?,
-            dora: fields.bool("use_dora")?,
-            lora_bias: fields.bool("lora_bias")?,
+            layer_replication: if lora { replication(&fields)? } else { None },
+            dora: lora && fields.bool("use_dora")?,
+            lora_bias: lora && fields.bool("lora_bias")?,
             bias: match fields.string("bias")? {
                 None | Some("none") => Bias::None,
                 Some("all") => Bias::All,
                 Some("lora_only") => Bias::LoraOnly,
+                Some(word) if !lora && word.ends_with("_only") => Bias::LoraOnly,
                 Some(other) => return Err(fields.bad("bias", format!("unknown mode {}", quote(other))).into()),
             },
             modules_to_save: fields.strings("modules_to_save")?,
-            init: init(&fields)?,
-            tokens: tokens(&fields)?,
-            ensure_weight_tying: fields.bool("ensure_weight_tying")?,
+            init: if lora { init(&fields)? } else { Init::Plain },
+            tokens: match method.kind {
+                Kind::Lora => tokens(&fields, "trainable_token_indices")?,
+                Kind::TrainableTokens => tokens(&fields, "token_indices")?,
+                _ => None,
+            },
+            ensure_weight_tying: lora && fields.bool("ensure_weight_tying")?,
             task: TaskType::parse(&fields, about, &mut notes)?,
-            invocation_tokens: invocation(&fields)?,
-            block_diagonal: block_diagonal(&fields)?,
-            kasa: fields.get("kasa_config").is_some(),
-            qalora: match fields.bool("use_qalora")? {
+            invocation_tokens: if lora { invocation(&fields)? } else { None },
+            block_diagonal: if lora { block_diagonal(&fields)? } else { None },
+            kasa: lora && fields.get("kasa_config").is_some(),
+            qalora: match lora && fields.bool("use_qalora")? {
                 true => Some(match fields.get("qalora_group_size") {
                     Some(size) => fields.rank("qalora_group_size", size)?,
                     None => 16,
@@ -234,10 +254,14 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Whether nothing is asked for at all.
+    /// Whether no module is asked for.
     pub fn is_empty(&self) -> bool {
-        let none = |s: &Option<Selection>| matches!(s, None | Some(Selection::Endings(_)) if s.as_ref().is_none_or(|s| *s == Selection::Endings(Vec::new())));
-        none(&self.target_modules) && self.target_parameters.is_empty()
+        let none = match &self.target_modules {
+            None => true,
+            Some(Selection::Endings(list)) => list.is_empty(),
+            Some(_) => false,
+        };
+        none && self.target_parameters.is_empty()
     }
 
     /// `alpha / r`, or `alpha / sqrt(r)` with rank-stabilised scaling.
@@ -246,18 +270,31 @@ impl LoraConfig {
     }
 }
 
-/// The verdict on every field of the file; unknown ones that look set are refused.
-pub(crate) fn judge(
+/// The verdict on every field of the file; unknown ones that look set are refused, and so are known ones whose
+/// mathematics are not done here.
+fn judge(
     fields: &Fields,
     object: &Map<String, Value>,
+    method: &Method,
     about: &str,
     force: bool,
     notes: &mut Vec<Note>,
 ) -> Result<Vec<Verdict>, MergeError> {
+    if object.contains_key("lora_parameters") {
+        let why = "this is an MLX adapter; convert it to PEFT first";
+        return Err(MergeError::refused(fields.file, "lora_parameters", why));
+    }
     let mut verdicts = Vec::new();
     for (name, value) in object {
-        let (action, meaning) = match fields::find(name) {
-            Some(field) => (field.action, field.meaning.to_owned()),
+        let (action, meaning) = match fields::find(name, method) {
+            Some(field) => {
+                let ada = method.kind == Kind::AdaLora && field.is_lora_only() && method.alpha != Some(field.name);
+                if (field.action == Action::Refused || ada) && !field.is_default(value) {
+                    let why = if ada { "AdaLoRA does not have it" } else { field.meaning };
+                    return Err(MergeError::refused(fields.file, field.name, why));
+                }
+                (field.action, field.meaning.to_owned())
+            }
             None if read::looks_default(value) => {
                 (Action::Irrelevant, "not a field of PEFT 0.21; it looks unset".to_owned())
             }
@@ -266,7 +303,8 @@ pub(crate) fn judge(
                 (Action::Irrelevant, "unknown, ignored as forced".to_owned())
             }
             None => {
-                let why = "unknown field; it may change the mathematics (--force ignores it)";
+                let why =
+                    format!("unknown field of {}; it may change the mathematics (--force ignores it)", method.name);
                 return Err(fields.bad(name, why).into());
             }
         };
@@ -286,20 +324,6 @@ pub(crate) fn warning(about: &str, text: String) -> Note {
 
 pub(crate) fn info(about: &str, text: String) -> Note {
     Note { level: Level::Info, about: about.to_owned(), text }
-}
-
-/// Fields whose mere presence changes the mathematics to something that is not done here.
-fn refuse_other_maths(fields: &Fields) -> Result<(), MergeError> {
-    for rule in fields::FIELDS.iter().filter(|f| f.action == Action::Refused) {
-        if fields.get(rule.name).is_some_and(|v| !read::looks_default(v)) {
-            return Err(MergeError::refused(fields.file, rule.name, rule.meaning));
-        }
-    }
-    if fields.get("lora_parameters").is_some() {
-        let why = "this is an MLX adapter; convert it to PEFT first";
-        return Err(MergeError::refused(fields.file, "lora_parameters", why));
-    }
-    Ok(())
 }
 
 fn selection(fields: &Fields, field: &str) -> Result<Option<Selection>, MergeError> {
@@ -351,8 +375,7 @@ fn init(fields: &Fields) -> Result<Init, MergeError> {
     }
 }
 
-fn tokens(fields: &Fields) -> Result<Option<Tokens>, MergeError> {
-    let field = "trainable_token_indices";
+fn tokens(fields: &Fields, field: &str) -> Result<Option<Tokens>, MergeError> {
     Ok(match fields.get(field) {
         None => None,
         Some(Value::Object(map)) => {

@@ -4,28 +4,42 @@
 //! config does not ask for, or a module that it asks for without factors, is an error, because PEFT would silently
 //! run something else than what was trained.
 
+mod check;
 mod lora;
+mod method;
+mod params;
 mod replace;
 mod stack;
+mod tokens;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::adapter::Adapter;
+use super::combine;
 use super::config::warning;
+use super::factors::{Pair, Region};
+use super::layout::Tied;
+use super::method::Kind;
 use super::names::Names;
 use super::recipe::{Origin, Recipe, Step};
-use super::{MergeError, Note};
-use crate::source::{BaseModel, SourceError, quote};
+use super::{MergeError, MergeOptions, Note, Purpose};
+use crate::source::{BaseModel, quote};
+
+/// Factors of several adapters over one region.
+type Parts = Vec<(Pair, f64)>;
 
 /// The work in progress.
 pub(crate) struct Planner<'a> {
     pub base: &'a BaseModel,
+    pub options: &'a MergeOptions,
     pub names: Names,
+    pub tied: Vec<Tied>,
     pub recipes: BTreeMap<String, Recipe>,
     /// Merged parameter → (adapter, tensors of it that were used).
     pub applied: BTreeMap<String, Vec<(usize, Vec<String>)>>,
     pub notes: Vec<Note>,
-    pub force: bool,
+    /// (parameter, first element) → factors that wait to be combined.
+    waiting: BTreeMap<(String, usize), (Region, Parts)>,
 }
 
 /// Whether GPT-2's `Conv1D` holds this module, which stores its weight as (in × out). Decided by the architecture:
@@ -37,8 +51,9 @@ pub(crate) fn is_conv1d(model_type: &str, module: &str) -> bool {
 }
 
 impl<'a> Planner<'a> {
-    pub fn new(base: &'a BaseModel, names: Names, force: bool) -> Self {
-        Self { base, names, recipes: BTreeMap::new(), applied: BTreeMap::new(), notes: Vec::new(), force }
+    pub fn new(base: &'a BaseModel, options: &'a MergeOptions, names: Names, tied: Vec<Tied>) -> Self {
+        let (recipes, applied, waiting) = Default::default();
+        Self { base, options, names, tied, recipes, applied, notes: Vec::new(), waiting }
     }
 
     /// Shape of a logical parameter as planned so far.
@@ -52,9 +67,10 @@ impl<'a> Planner<'a> {
     /// The recipe of a parameter, begun from the base where there is none yet.
     pub fn recipe(&mut self, param: &str) -> Result<&mut Recipe, MergeError> {
         if !self.recipes.contains_key(param) {
-            let origin = self.names.origin(param).ok_or_else(|| MergeError::NoTensor(param.to_owned()))?;
-            let shape = self.base.tensors().get(origin).map(|t| t.shape.to_vec()).unwrap_or_default();
-            let recipe = Recipe { origin: Origin::Base(origin.to_owned()), shape, steps: Vec::new() };
+            let missing = || MergeError::NoTensor(param.to_owned());
+            let origin = self.names.origin(param).ok_or_else(missing)?;
+            let shape = self.base.tensors().get(origin).map(|t| t.shape.to_vec()).ok_or_else(missing)?;
+            let recipe = Recipe { origin: Origin::Base(origin.to_owned()), shape, start: None, steps: Vec::new() };
             self.recipes.insert(param.to_owned(), recipe);
         }
         self.recipes.get_mut(param).ok_or_else(|| MergeError::NoTensor(param.to_owned()))
@@ -67,6 +83,26 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
+    /// Adds a product of factors, now or when all adapters are known.
+    pub fn push_pair(
+        &mut self,
+        param: &str,
+        pair: Pair,
+        region: Region,
+        weight: f64,
+        keys: &[&str],
+    ) -> Result<(), MergeError> {
+        let adapter = pair.adapter;
+        if self.options.combine.is_sum() {
+            return self.push(param, Step::LowRank { pair, weight, region }, adapter, keys);
+        }
+        self.recipe(param)?;
+        let slot = self.waiting.entry((param.to_owned(), region.at)).or_insert_with(|| (region, Vec::new()));
+        slot.1.push((pair, weight));
+        self.record(param, adapter, keys);
+        Ok(())
+    }
+
     pub fn record(&mut self, param: &str, adapter: usize, keys: &[&str]) {
         let entry = self.applied.entry(param.to_owned()).or_default();
         entry.push((adapter, keys.iter().map(|k| k.to_string()).collect()));
@@ -74,91 +110,105 @@ impl<'a> Planner<'a> {
 
     /// Plans everything that adapter number `index` does.
     pub fn add(&mut self, index: usize, adapter: &Adapter) -> Result<(), MergeError> {
+        self.check_purpose(adapter)?;
         self.names.forget_prefix();
         for (module, _) in adapter.groups.keys() {
             if let Some(disk) = self.names.resolve_module(module) {
                 self.names.observe(module, &disk);
             }
         }
-        lora::check_init(adapter)?;
         replace::plan(self, index, adapter)?;
-        let seen = lora::plan(self, index, adapter)?;
-        self.check_targets(adapter, &seen)
+        tokens::plan(self, index, adapter)?;
+        let seen = match adapter.method.kind {
+            Kind::Lora | Kind::AdaLora | Kind::Vera | Kind::DeLora => lora::plan(self, index, adapter)?,
+            _ => method::plan(self, index, adapter)?,
+        };
+        check::targets(self, adapter, &seen)
     }
 
-    /// An error about a module of the adapter that the base does not have.
+    /// What was asked for must be possible with this adapter at all.
+    fn check_purpose(&self, adapter: &Adapter) -> Result<(), MergeError> {
+        let config = &adapter.config;
+        if config.invocation_tokens.is_some() && self.options.purpose == Purpose::Merge {
+            let why =
+                "an activated LoRA acts on a part of the prompt only and cannot be merged; make an adapter file of it";
+            return Err(MergeError::refused(adapter.config_file(), "alora_invocation_tokens", why));
+        }
+        if self.options.combine.is_sum() {
+            return Ok(());
+        }
+        let cannot = [
+            ("use_dora", config.dora),
+            ("lora_bias", config.lora_bias),
+            ("target_parameters", !config.target_parameters.is_empty()),
+            ("peft_type", adapter.method.kind != Kind::Lora),
+        ];
+        match cannot.iter().find(|(_, set)| *set) {
+            None => Ok(()),
+            Some((what, _)) => {
+                let why = format!("it cannot be combined by {}; stack the adapters", self.options.combine.name());
+                Err(MergeError::refused(adapter.config_file(), *what, why))
+            }
+        }
+    }
+
+    /// After the last adapter: turns waiting factors into steps.
+    pub fn combine(&mut self, adapters: &[Adapter]) -> Result<(), MergeError> {
+        let options = self.options;
+        let how = combine::Recipe {
+            how: options.combine,
+            density: options.density.unwrap_or(1.0),
+            sign: options.majority_sign,
+            seed: options.seed,
+            rank: options.svd_rank.unwrap_or_else(|| adapters.iter().map(|a| a.config.r).max().unwrap_or(0)),
+        };
+        if how.how.prunes() && !options.density.is_some_and(|d| (0.0..=1.0).contains(&d)) {
+            let problem = format!("{} needs a density between 0 and 1", how.how.name());
+            return Err(MergeError::Option { option: "--density", problem });
+        }
+        for ((param, _), (region, parts)) in std::mem::take(&mut self.waiting) {
+            let uneven = parts.iter().find(|(p, _)| p.r != parts[0].0.r);
+            if let Some((other, _)) = uneven.filter(|_| !how.how.on_deltas()) {
+                return Err(MergeError::Conflict {
+                    a: adapters[parts[0].0.adapter].label.clone(),
+                    b: adapters[other.adapter].label.clone(),
+                    problem: format!(
+                        "{} needs equal ranks, {} has {} and {}; use cat or an _svd form",
+                        how.how.name(),
+                        quote(&param),
+                        parts[0].0.r,
+                        other.r
+                    ),
+                });
+            }
+            self.recipe(&param)?.steps.push(Step::Combined { parts, how, region });
+        }
+        Ok(())
+    }
+
+    /// An error about a name of the adapter that the base does not have.
     fn unknown(&self, adapter: &Adapter, key: &str, path: &str) -> MergeError {
         let closest: Vec<String> = self.names.closest(path).into_iter().map(quote).collect();
         let problem = format!("the base has no {}; closest: {}", quote(path), closest.join(", "));
         adapter.bad(key, problem)
     }
 
-    /// Under `force` a disagreement between file and config is a warning, and PEFT's reading holds.
+    /// Under `force` a disagreement between file and config is a warning, and PEFT's reading holds: tensors that were
+    /// not asked for are left out, missing ones change nothing.
     fn complain(&mut self, adapter: &Adapter, error: MergeError) -> Result<(), MergeError> {
-        if !self.force {
+        if !self.options.force {
             return Err(error);
         }
         self.notes.push(warning(&adapter.label, format!("{error} (ignored, as forced)")));
         Ok(())
     }
 
-    /// Every module that the config asks for must have had factors. `seen` holds the base's names of those that had.
-    fn check_targets(&mut self, adapter: &Adapter, seen: &BTreeSet<String>) -> Result<(), MergeError> {
-        let file = adapter.config_file();
-        let output = stack::output_head(&self.names);
-        let modules: Vec<String> = self
-            .names
-            .iter()
-            .filter(|p| self.shape(p).is_some_and(|s| s.len() >= 2))
-            .filter_map(|p| p.strip_suffix(".weight"))
-            .map(str::to_owned)
-            .collect();
-        for module in modules {
-            if seen.contains(&module) {
-                continue;
-            }
-            let linear = !stack::is_embedding(&module) && Some(&module) != output.as_ref();
-            let mut wanted = false;
-            for name in self.names.in_adapter(&module) {
-                wanted |= adapter.targets.is_target(&name, linear)?;
-            }
-            if !wanted {
-                continue;
-            }
-            if stack::is_certainly_used(&module, adapter.config.task) {
-                let problem = format!(
-                    "target_modules names {}, but its factors are missing from {}",
-                    quote(&module),
-                    adapter.files.weights_path.display()
-                );
-                self.complain(adapter, SourceError::field(file, "target_modules", problem).into())?;
-            } else {
-                let text = format!(
-                    "{module} of the base matches target_modules and has no factors; the task's model is taken not to have it"
-                );
-                self.notes.push(super::config::info(&adapter.label, text));
-            }
+    /// The parameters that an update of `param` reaches: itself, or all that share its tensor.
+    fn reach(&self, param: &str, all: bool) -> Vec<String> {
+        let group = self.tied.iter().find(|t| t.members.iter().any(|m| m == param));
+        match group {
+            Some(group) if all => group.members.clone(),
+            _ => vec![param.to_owned()],
         }
-        self.warn_of_idle_endings(adapter, seen)
-    }
-
-    /// A list entry that matches nothing is probably a slip; a list that matches nothing is an error.
-    fn warn_of_idle_endings(&mut self, adapter: &Adapter, seen: &BTreeSet<String>) -> Result<(), MergeError> {
-        use super::config::Selection;
-        use super::targets::is_ending;
-        let names: Vec<String> = adapter.groups.keys().map(|(m, _)| m.clone()).collect();
-        if let Some(Selection::Endings(list)) = &adapter.config.target_modules {
-            for ending in list {
-                if !names.iter().any(|n| is_ending(n, ending)) {
-                    let text = format!("target_modules entry {} matches no module that has factors", quote(ending));
-                    self.notes.push(warning(&adapter.label, text));
-                }
-            }
-        }
-        if seen.is_empty() && adapter.replaced.is_empty() && !adapter.config.is_empty() {
-            let problem = "no module of the base matches";
-            return Err(SourceError::field(adapter.config_file(), "target_modules", problem).into());
-        }
-        Ok(())
     }
 }

@@ -32,28 +32,58 @@ fn one(planner: &mut Planner, index: usize, adapter: &Adapter, path: &str, key: 
             return planner.complain(adapter, error);
         }
     };
-    if let Some(old) = planner.shape(&param) {
+    let old = planner.shape(&param).map(<[usize]>::to_vec);
+    if let Some(old) = &old {
         check_shape(adapter, key, &param, old, &shape)?;
     }
-    if let Some(Recipe { origin: Origin::Adapter { adapter: other, .. }, .. }) = planner.recipes.get(&param) {
-        let (a, b) = (format!("adapter {other}"), format!("adapter {index} ({})", adapter.label));
-        let error = MergeError::Conflict { a, b, problem: format!("both replace {}", quote(&param)) };
-        return planner.complain(adapter, error);
+    let resized = old.as_ref().is_some_and(|old| *old != shape);
+    if param.rsplit('.').nth(1) == Some("shared") && !resized {
+        let why = "the encoder and the decoder have embed_tokens of their own, so it has no effect when PEFT runs it";
+        return Err(MergeError::refused(&adapter.files.weights_path, quote(key), why));
     }
     if adapter.weight != 1.0 {
         let text = format!("{param} is replaced as a whole; the weight {} does not act on it", adapter.weight);
         planner.notes.push(warning(&adapter.label, text));
     }
-    let steps = planner.recipes.remove(&param).map(|r| r.steps).unwrap_or_default();
-    let origin = Origin::Adapter { adapter: index, key: key.to_owned() };
-    planner.recipes.insert(param.clone(), Recipe { origin, shape, steps });
-    planner.record(&param, index, &[key]);
+    // A resized vocabulary, and what is asked to stay tied, reaches every member of a tied group that has no value of
+    // its own in the file.
+    let all = adapter.config.ensure_weight_tying || (resized && is_vocabulary(module_of(&param)));
+    let own: Vec<String> = adapter.replaced.keys().filter_map(|p| planner.names.resolve(p)).collect();
+    for target in planner.reach(&param, all) {
+        if target == param || !own.contains(&target) {
+            replace(planner, index, adapter, &target, key, &shape)?;
+        }
+    }
     Ok(())
+}
+
+fn replace(
+    planner: &mut Planner,
+    index: usize,
+    adapter: &Adapter,
+    param: &str,
+    key: &str,
+    shape: &[usize],
+) -> Result<(), MergeError> {
+    if let Some(Recipe { origin: Origin::Adapter { adapter: other, .. }, .. }) = planner.recipes.get(param) {
+        let (a, b) = (format!("adapter {other}"), format!("adapter {index} ({})", adapter.label));
+        let error = MergeError::Conflict { a, b, problem: format!("both replace {}", quote(param)) };
+        return planner.complain(adapter, error);
+    }
+    let steps = planner.recipes.remove(param).map(|r| r.steps).unwrap_or_default();
+    let origin = Origin::Adapter { adapter: index, key: key.to_owned() };
+    planner.recipes.insert(param.to_owned(), Recipe { origin, shape: shape.to_vec(), start: None, steps });
+    planner.record(param, index, &[key]);
+    Ok(())
+}
+
+fn module_of(param: &str) -> &str {
+    param.rsplit_once('.').map_or(param, |(module, _)| module)
 }
 
 /// A head that the base lacks comes with the adapter; nothing else may.
 fn is_new_head(adapter: &Adapter, path: &str) -> bool {
-    let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
+    let module = module_of(path);
     let inside = |m: &str| {
         let mut at = String::new();
         module.split('.').any(|s| {
@@ -67,7 +97,7 @@ fn is_new_head(adapter: &Adapter, path: &str) -> bool {
 
 /// Heads may have another number of labels and embeddings another number of tokens; nothing else may change shape.
 fn check_shape(adapter: &Adapter, key: &str, param: &str, old: &[usize], new: &[usize]) -> Result<(), MergeError> {
-    let module = param.rsplit_once('.').map_or(param, |(module, _)| module);
+    let module = module_of(param);
     let rows_may_differ = stack::is_task_head(param)
         || is_vocabulary(module)
         || (stack::is_output_head(module) && param.ends_with(".bias"));

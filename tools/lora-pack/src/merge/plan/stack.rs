@@ -1,6 +1,7 @@
 //! What is known about a model's modules from their names alone.
 
 use super::super::config::TaskType;
+use super::super::layout::OUTPUTS;
 use super::super::names::Names;
 
 /// Last segments of modules that are embeddings, not linear layers.
@@ -17,9 +18,6 @@ const EMBEDDINGS: &[&str] = &[
     "token_type_embeddings",
     "relative_attention_bias",
 ];
-
-/// Output embeddings by the families' names.
-const OUTPUTS: &[&str] = &["lm_head", "embed_out", "language_model.lm_head"];
 
 /// First segments of task heads.
 const HEADS: &[&str] = &["classifier", "score", "qa_outputs", "classification_head", "pre_classifier"];
