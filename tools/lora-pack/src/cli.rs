@@ -102,6 +102,10 @@ pub struct CombineArgs {
     /// Seed of dare's random choice
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Whether the base is the published model or, for adapters whose start changed it (pissa, olora, corda, …), the
+    /// changed one
+    #[arg(long, value_name = "original|residual")]
+    pub init_base: Option<String>,
 }
 
 /// Arguments of `inspect`.

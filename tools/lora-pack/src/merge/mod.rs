@@ -45,6 +45,17 @@ pub enum InitBase {
     Residual,
 }
 
+impl std::str::FromStr for InitBase {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "original" => Ok(Self::Original),
+            "residual" => Ok(Self::Residual),
+            _ => Err("one of original, residual".into()),
+        }
+    }
+}
+
 /// What the result is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Purpose {

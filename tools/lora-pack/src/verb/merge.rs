@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -62,10 +62,19 @@ pub fn adapter_spec(arg: &str) -> Result<AdapterSpec> {
 
 /// The library's options from the arguments.
 pub fn merge_options(args: &CombineArgs, force: bool) -> Result<MergeOptions> {
-    if let Some(name) = &args.combine {
-        bail!("--combine {name} is not supported yet: without it, adapters are stacked (each delta times its weight)");
+    fn parsed<T: std::str::FromStr<Err = String> + Default>(flag: &str, arg: Option<&String>) -> Result<T> {
+        arg.map_or_else(|| Ok(T::default()), |a| a.parse().map_err(|known| anyhow!("{flag} {a}: expected {known}")))
     }
-    Ok(MergeOptions { force })
+    Ok(MergeOptions {
+        combine: parsed("--combine", args.combine.as_ref())?,
+        density: args.density,
+        svd_rank: args.svd_rank,
+        majority_sign: parsed("--majority-sign", args.majority_sign.as_ref())?,
+        seed: args.seed.unwrap_or(0),
+        init_base: parsed("--init-base", args.init_base.as_ref())?,
+        force,
+        ..MergeOptions::default()
+    })
 }
 
 /// Labels as `a,b,c`, or from a JSON file: a list, `{"0": "a"}`, or an object with `id2label`.

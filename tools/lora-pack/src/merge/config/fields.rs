@@ -134,7 +134,7 @@ pub fn find(name: &str, method: &Method) -> Option<&'static Field> {
 impl Field {
     /// Whether a value is this field's default, or looks unset.
     pub fn is_default(&self, value: &Value) -> bool {
-        looks_default(value) || value.to_string() == self.default
+        looks_default(value) || *value.to_string() == *self.default
     }
 
     /// Whether LoRA's mathematics depend on it and no other method knows it.

@@ -254,16 +254,6 @@ impl AdapterConfig {
         Ok(())
     }
 
-    /// Whether no module is asked for.
-    pub fn is_empty(&self) -> bool {
-        let none = match &self.target_modules {
-            None => true,
-            Some(Selection::Endings(list)) => list.is_empty(),
-            Some(_) => false,
-        };
-        none && self.target_parameters.is_empty()
-    }
-
     /// `alpha / r`, or `alpha / sqrt(r)` with rank-stabilised scaling.
     pub fn scale(&self, alpha: f64, r: usize) -> f64 {
         if self.rslora { alpha / (r as f64).sqrt() } else { alpha / r as f64 }

@@ -11,10 +11,21 @@ use super::{Planner, stack};
 use crate::source::{SourceError, quote};
 
 /// Every module that the config asks for must have had factors. `seen` holds the base's names of those that had.
-pub(super) fn targets(planner: &mut Planner, adapter: &Adapter, seen: &BTreeSet<String>) -> Result<(), MergeError> {
+pub(super) fn targets(
+    planner: &mut Planner,
+    index: usize,
+    adapter: &Adapter,
+    seen: &BTreeSet<String>,
+) -> Result<(), MergeError> {
+    let used = planner.applied.values().flatten().any(|(i, _)| *i == index);
+    if !used && seen.is_empty() {
+        let problem = "no module of the base matches it, or none has factors: the adapter would change nothing";
+        let error = SourceError::field(adapter.config_file(), "target_modules", problem).into();
+        planner.complain(adapter, error)?;
+    }
     // These replace whole tensors or rows; planning them was the check.
     if matches!(adapter.method.kind, Kind::LnTuning | Kind::TrainableTokens) {
-        return nothing_at_all(adapter, !adapter.groups.is_empty() || !adapter.replaced.is_empty());
+        return Ok(());
     }
     let output = stack::output_head(&planner.names);
     let modules: Vec<String> = planner
@@ -52,7 +63,7 @@ pub(super) fn targets(planner: &mut Planner, adapter: &Adapter, seen: &BTreeSet<
         }
     }
     idle_endings(planner, adapter);
-    nothing_at_all(adapter, !seen.is_empty() || !adapter.replaced.is_empty() || adapter.config.is_empty())
+    Ok(())
 }
 
 /// A list entry that matches nothing is probably a slip.
@@ -64,12 +75,4 @@ fn idle_endings(planner: &mut Planner, adapter: &Adapter) {
             planner.notes.push(warning(&adapter.label, text));
         }
     }
-}
-
-fn nothing_at_all(adapter: &Adapter, something: bool) -> Result<(), MergeError> {
-    if something {
-        return Ok(());
-    }
-    let problem = "no module of the base matches it, or none has factors";
-    Err(SourceError::field(adapter.config_file(), "target_modules", problem).into())
 }

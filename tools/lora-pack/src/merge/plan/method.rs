@@ -184,7 +184,7 @@ impl<'a> Look<'a> {
                 let skew = self.get("oft_R")?;
                 let (blocks, per) = sides(self.adapter, &skew)?;
                 // per = b·(b − 1)/2
-                let block = (1 + (1.0 + 8.0 * per as f64).sqrt() as usize) / 2;
+                let block = ((1.0 + 8.0 * per as f64).sqrt() as usize).div_ceil(2);
                 let shared = self.flag("block_share", false);
                 let covers = if shared { cols.is_multiple_of(block) && blocks == 1 } else { blocks * block == cols };
                 if block * (block - 1) / 2 != per || !covers {

@@ -123,7 +123,7 @@ impl<'a> Planner<'a> {
             Kind::Lora | Kind::AdaLora | Kind::Vera | Kind::DeLora => lora::plan(self, index, adapter)?,
             _ => method::plan(self, index, adapter)?,
         };
-        check::targets(self, adapter, &seen)
+        check::targets(self, index, adapter, &seen)
     }
 
     /// What was asked for must be possible with this adapter at all.
