@@ -28,7 +28,7 @@ pub unsafe trait Isa: Copy + 'static {
     type I: Copy;
     /// `4·L` bytes: `L / 2` slots of 8 consecutive k.
     type B: Copy;
-    /// What [`Isa::dot_s4`] adds to the wanted sum: this many times Σx. The caller, who knows Σx, subtracts it.
+    /// What [`Isa::dots_s`] adds to the wanted sum: this many times Σx. The caller, who knows Σx, subtracts it.
     const SIGNED_OFFSET: i32 = 0;
 
     /// The proof value.
@@ -142,31 +142,83 @@ pub unsafe trait Isa: Copy + 'static {
     /// [`crate::weights::SLOT_ROW`] undoes; [`strip`] names the registers whose pair sum has its rows in order.
     fn pair_sum(self, a: Self::I, b: Self::I) -> Self::I;
 
-    /// Per lane: `Σ dot_u(w[i], x[i])` of the four registers of a group; every `w` is in 0…`max` ≤ 127. A small `max`
-    /// lets levels without a 32-bit dot instruction add up in 16 bits.
+    /// The even and the odd lanes of `a` and `b`, each in the order of [`Isa::pair_sum`]: of every slot the first and
+    /// the second four bytes.
+    fn deal(self, a: Self::B, b: Self::B) -> (Self::B, Self::B);
+
+    /// Per lane: `Σᵢ dot_u(w[i], x[i])`; every `w` is in 0…`max` ≤ 127. A small `max` lets levels without a 32-bit dot
+    /// instruction add up in 16 bits.
     #[inline(always)]
-    fn dot_u4(self, _max: i32, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
-        let a = self.dot_u(self.splat_i(0), w[0], x[0]);
-        let a = self.dot_u(a, w[1], x[1]);
-        self.dot_u(self.dot_u(a, w[2], x[2]), w[3], x[3])
+    fn dots_u<const N: usize>(self, _max: i32, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
+        let mut sum = self.splat_i(0);
+        let mut i = 0;
+        while i < N {
+            sum = self.dot_u(sum, w[i], x[i]);
+            i += 1;
+        }
+        sum
     }
-    /// Brings signed codes into the form that [`Isa::dot_s4`] reads.
+    /// Brings signed codes into the form that [`Isa::dots_s`] reads.
     #[inline(always)]
     fn prepare_s(self, w: Self::B) -> Self::B {
         w
     }
-    /// Per lane: `Σ (w[i] + SIGNED_OFFSET)·x[i]` over the four registers of a group; `w` went through
-    /// [`Isa::prepare_s`].
+    /// Per lane: `Σᵢ (w[i] + SIGNED_OFFSET)·x[i]`; `w` went through [`Isa::prepare_s`].
     #[inline(always)]
-    fn dot_s4(self, w: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
-        let a = self.dot_s(self.splat_i(0), w[0], x[0]);
-        let a = self.dot_s(a, w[1], x[1]);
-        self.dot_s(self.dot_s(a, w[2], x[2]), w[3], x[3])
+    fn dots_s<const N: usize>(self, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
+        let mut sum = self.splat_i(0);
+        let mut i = 0;
+        while i < N {
+            sum = self.dot_s(sum, w[i], x[i]);
+            i += 1;
+        }
+        sum
+    }
+    /// The four bytes at `p` in every lane.
+    /// # Safety
+    /// `p` is valid for reading 4 bytes.
+    unsafe fn splat4(self, p: *const i8) -> Self::B;
+    /// `dots_u` of a group of 32 inputs: lane `r` of `w[i]` holds row `r`'s codes of the inputs `4i..4i + 4`.
+    /// # Safety
+    /// `x` is valid for reading 32 bytes.
+    #[inline(always)]
+    unsafe fn group_u(self, max: i32, w: [Self::B; 8], x: *const i8) -> Self::I {
+        // SAFETY: the caller vouches for the 32 bytes.
+        self.dots_u(max, w, unsafe { lanes_of_group(self, x) })
+    }
+    /// `dots_s` of a group of 32 inputs, as [`Isa::group_u`].
+    /// # Safety
+    /// `x` is valid for reading 32 bytes.
+    #[inline(always)]
+    unsafe fn group_s(self, w: [Self::B; 8], x: *const i8) -> Self::I {
+        // SAFETY: the caller vouches for the 32 bytes.
+        self.dots_s(w, unsafe { lanes_of_group(self, x) })
     }
     /// `(a << SHL >> SHR) & mask` per byte, one of the shifts being 0 (moves a bit plane into place).
     fn plane<const SHL: u32, const SHR: u32>(self, a: Self::B, mask: u8) -> Self::B;
     /// Bitwise or.
     fn or_b(self, a: Self::B, b: Self::B) -> Self::B;
+}
+
+/// The 32 bytes at `x`, four per register, in every lane.
+///
+/// # Safety
+/// `x` is valid for reading 32 bytes.
+#[inline(always)]
+unsafe fn lanes_of_group<I: Isa>(isa: I, x: *const i8) -> [I::B; 8] {
+    // SAFETY: the caller vouches for the 32 bytes.
+    unsafe {
+        [
+            isa.splat4(x),
+            isa.splat4(x.add(4)),
+            isa.splat4(x.add(8)),
+            isa.splat4(x.add(12)),
+            isa.splat4(x.add(16)),
+            isa.splat4(x.add(20)),
+            isa.splat4(x.add(24)),
+            isa.splat4(x.add(28)),
+        ]
+    }
 }
 
 /// The two registers of a line (or, with 16 lanes, of the two halves' lines) whose pair sum is strip `s`, that is rows

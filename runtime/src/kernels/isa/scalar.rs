@@ -334,6 +334,29 @@ unsafe impl Isa for Scalar {
         [a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3], a[4] + a[5], a[6] + a[7], b[4] + b[5], b[6] + b[7]]
     }
     #[inline(always)]
+    fn deal(self, a: Self::B, b: Self::B) -> (Self::B, Self::B) {
+        const SOURCE: [usize; L] = [0, 2, 8, 10, 4, 6, 12, 14];
+        let pick = |odd: usize| {
+            core::array::from_fn(
+                #[inline(always)]
+                |i| {
+                    let lane = SOURCE[i / 4] + odd;
+                    if lane < L { a[4 * lane + i % 4] } else { b[4 * (lane - L) + i % 4] }
+                },
+            )
+        };
+        (pick(0), pick(1))
+    }
+    #[inline(always)]
+    unsafe fn splat4(self, p: *const i8) -> Self::B {
+        // SAFETY: the caller vouches for 4 bytes.
+        let b = unsafe { p.cast::<[u8; 4]>().read_unaligned() };
+        core::array::from_fn(
+            #[inline(always)]
+            |i| b[i % 4],
+        )
+    }
+    #[inline(always)]
     fn plane<const SHL: u32, const SHR: u32>(self, a: Self::B, mask: u8) -> Self::B {
         map_b(a, |a| ((u32::from(a) << SHL >> SHR) as u8) & mask)
     }

@@ -35,10 +35,19 @@ pub(crate) trait Codes {
     /// `codes` points to the register in the first of the half's lines of a group, `plane` to the register in the
     /// plane's line.
     unsafe fn unpack<I: Isa>(isa: I, table: I::B, codes: *const u8, plane: *const u8, half: usize) -> [I::B; 4];
-    /// Dot product with four parts of the activations.
+    /// Dot product with four parts of the activations, two lanes per row.
     #[inline(always)]
-    fn dot4<I: Isa>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
-        isa.dot_u4(Self::MAX, w, x)
+    fn dots<I: Isa>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
+        isa.dots_u(Self::MAX, w, x)
+    }
+    /// Dot product with a group of activations, one lane per row; `w` holds 4 inputs per register.
+    ///
+    /// # Safety
+    /// `x` is valid for reading 32 bytes.
+    #[inline(always)]
+    unsafe fn group<I: Isa>(isa: I, w: [I::B; 8], x: *const i8) -> I::I {
+        // SAFETY: passed on.
+        unsafe { isa.group_u(Self::MAX, w, x) }
     }
     /// [`Codes::OFFSET`], where the level has a say in it.
     #[inline(always)]
@@ -178,8 +187,13 @@ impl Codes for Q8 {
         unsafe { bytes(isa, codes) }
     }
     #[inline(always)]
-    fn dot4<I: Isa>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
-        isa.dot_s4(w, x)
+    fn dots<I: Isa>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
+        isa.dots_s(w, x)
+    }
+    #[inline(always)]
+    unsafe fn group<I: Isa>(isa: I, w: [I::B; 8], x: *const i8) -> I::I {
+        // SAFETY: passed on.
+        unsafe { isa.group_s(w, x) }
     }
     #[inline(always)]
     fn offset<I: Isa>() -> i32 {
@@ -208,8 +222,13 @@ impl Codes for Q8R {
         unsafe { bytes(isa, codes) }
     }
     #[inline(always)]
-    fn dot4<I: Isa>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
-        isa.dot_s4(w, x)
+    fn dots<I: Isa>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
+        isa.dots_s(w, x)
+    }
+    #[inline(always)]
+    unsafe fn group<I: Isa>(isa: I, w: [I::B; 8], x: *const i8) -> I::I {
+        // SAFETY: passed on.
+        unsafe { isa.group_s(w, x) }
     }
     #[inline(always)]
     fn offset<I: Isa>() -> i32 {
@@ -331,20 +350,30 @@ unsafe fn load_group<I: Isa, C: Codes>(isa: I, row: *const u8, groups: usize, g:
     // SAFETY: as the layout of the row says.
     unsafe {
         let codes = row.add(g * GROUP).cast::<i8>();
+        let (offset, scale) = load_scales::<I, C>(isa, row, groups, g);
+        let x = [isa.splat8(codes), isa.splat8(codes.add(8)), isa.splat8(codes.add(16)), isa.splat8(codes.add(24))];
+        Group { x, offset, scale }
+    }
+}
+
+/// What to take off the dot product, and the scale of a group of one token's activations.
+///
+/// # Safety
+/// As [`load_group`].
+#[inline(always)]
+unsafe fn load_scales<I: Isa, C: Codes>(isa: I, row: *const u8, groups: usize, g: usize) -> (I::I, I::F) {
+    // SAFETY: as the layout of the row says.
+    unsafe {
         let scale = row.add(groups * GROUP).cast::<f32>().add(g).read_unaligned();
         let sum = row.add(groups * (GROUP + 4)).cast::<i32>().add(g).read_unaligned();
-        Group {
-            x: [isa.splat8(codes), isa.splat8(codes.add(8)), isa.splat8(codes.add(16)), isa.splat8(codes.add(24))],
-            offset: isa.splat_i(sum.wrapping_mul(C::offset::<I>())),
-            scale: isa.splat(scale),
-        }
+        (isa.splat_i(sum.wrapping_mul(C::offset::<I>())), isa.splat(scale))
     }
 }
 
 /// The strip's contribution of one group and token.
 #[inline(always)]
 fn contribution<I: Isa, C: Codes>(isa: I, w: &Strip<I>, x: &Group<I>) -> I::F {
-    let sums = isa.pair_sum(C::dot4(isa, w.a, x.x), C::dot4(isa, w.b, x.x));
+    let sums = isa.pair_sum(C::dots(isa, w.a, x.x), C::dots(isa, w.b, x.x));
     let dot = if C::offset::<I>() == 0 { sums } else { isa.sub_i(sums, x.offset) };
     C::scaled(isa, isa.to_f(dot), w.multipliers, x.scale)
 }
@@ -374,11 +403,13 @@ unsafe fn one_token<I: Isa, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
     each_strip::<I>(
         #[inline(always)]
         |s| {
-            let at = C::FORMAT.row_scales_at(a.k) + 4 * s * I::L;
-            // SAFETY: the panel has 16 row scales, the output 16 rows.
+            // SAFETY: there are 16 row scales, the output has 16 rows.
             unsafe {
-                let y =
-                    if C::FORMAT.has_row_scale() { isa.mul(acc[s], isa.load(a.panel.add(at).cast())) } else { acc[s] };
+                let y = if C::FORMAT.has_row_scale() {
+                    isa.mul(acc[s], isa.load(a.row_scales.add(s * I::L)))
+                } else {
+                    acc[s]
+                };
                 isa.store(a.out.cast::<f32>().add(s * I::L), y);
             }
         },
@@ -390,12 +421,6 @@ unsafe fn one_token<I: Isa, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
 #[inline(always)]
 unsafe fn many_tokens<I: Isa, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
     let groups = a.k.div_ceil(GROUP);
-    let mut t = 0;
-    while t < a.tokens {
-        // SAFETY: t is below the number of tokens.
-        unsafe { a.out.add(t).write_unaligned([0.0; PANEL_ROWS]) };
-        t += 1;
-    }
     each_group::<C>(
         a,
         #[inline(always)]
@@ -406,13 +431,21 @@ unsafe fn many_tokens<I: Isa, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
                     // SAFETY: the group is one of the panel's and of each row's, strips are those of the level, t is
                     // below the number of tokens.
                     unsafe {
-                        let w = load_strip::<I, C>(isa, table, place, s);
+                        let Strip { a: wa, b: wb, multipliers } = load_strip::<I, C>(isa, table, place, s);
+                        let (w0, w1) = isa.deal(wa[0], wb[0]);
+                        let (w2, w3) = isa.deal(wa[1], wb[1]);
+                        let (w4, w5) = isa.deal(wa[2], wb[2]);
+                        let (w6, w7) = isa.deal(wa[3], wb[3]);
+                        let w = [w0, w1, w2, w3, w4, w5, w6, w7];
                         let mut row = a.x;
                         let mut out = a.out.cast::<f32>().add(s * I::L);
                         let mut t = 0;
                         while t < a.tokens {
-                            let x = load_group::<I, C>(isa, row, groups, place.g);
-                            isa.store(out, isa.add(isa.load(out), contribution::<I, C>(isa, &w, &x)));
+                            let dot = C::group(isa, w, row.add(place.g * GROUP).cast());
+                            let (offset, scale) = load_scales::<I, C>(isa, row, groups, place.g);
+                            let dot = if C::offset::<I>() == 0 { dot } else { isa.sub_i(dot, offset) };
+                            let p = C::scaled(isa, isa.to_f(dot), multipliers, scale);
+                            isa.store(out, isa.add(isa.load(out), p));
                             row = row.wrapping_add(a.stride);
                             out = out.wrapping_add(PANEL_ROWS);
                             t += 1;
@@ -426,10 +459,9 @@ unsafe fn many_tokens<I: Isa, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
         each_strip::<I>(
             #[inline(always)]
             |s| {
-                let at = C::FORMAT.row_scales_at(a.k) + 4 * s * I::L;
-                // SAFETY: the panel has 16 row scales; t is below the number of tokens.
+                // SAFETY: there are 16 row scales; t is below the number of tokens.
                 unsafe {
-                    let scales = isa.load(a.panel.add(at).cast());
+                    let scales = isa.load(a.row_scales.add(s * I::L));
                     let mut t = 0;
                     while t < a.tokens {
                         let out = a.out.add(t).cast::<f32>().add(s * I::L);

@@ -68,13 +68,15 @@ impl<'a> ActRows<'a> {
 
 /// Operands of the linear entries.
 ///
-/// - `panel` is valid for reading a whole panel of the format and `k`, `codebook` for 16 bytes.
+/// - `panel` is valid for reading a whole panel of the format and `k`, `row_scales` points to its row scales (or its
+///   end, if the format has none), `codebook` is valid for reading 16 bytes.
 /// - Row `t < tokens` at `x + t·stride` is valid for reading a quantized row's used part (or `k` f32).
-/// - `out` is valid for writing `tokens` rows; `1 <= tokens <= MAX_TOKENS`.
+/// - `out` holds `tokens` rows of zeros; `1 <= tokens <= MAX_TOKENS`.
 /// - No pointer needs alignment.
 #[derive(Clone, Copy)]
 pub(super) struct LinearArgs {
     panel: *const u8,
+    row_scales: *const f32,
     codebook: *const u8,
     k: usize,
     x: *const u8,
@@ -108,8 +110,10 @@ impl Kernels {
         let row = if format.is_float() { 4 * k } else { quant_row_used(k) };
         let end = x.stride.checked_mul(tokens - 1).and_then(|last| last.checked_add(row));
         assert!(end.is_some_and(|end| end <= x.bytes.len()), "activation rows too short");
+        out.fill([0.0; PANEL_ROWS]);
         let args = LinearArgs {
             panel: panel.as_ptr(),
+            row_scales: panel[format.row_scales_at(k)..].as_ptr().cast(),
             codebook: codebook.as_ptr(),
             k,
             x: x.bytes.as_ptr(),

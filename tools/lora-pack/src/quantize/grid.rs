@@ -8,7 +8,7 @@ use lora_runtime::weights::WeightFormat;
 /// Fitted by Lloyd's algorithm to group-normalized weights of real models; 7 bits, so that products of two codes and
 /// activations add up in 16 bits on AVX2. Asymmetric on purpose: a group's scale has the sign that puts its largest
 /// weight on the long end.
-pub const Q4_TABLE: [u8; 16] = [0, 13, 22, 31, 38, 45, 52, 58, 64, 71, 77, 84, 92, 100, 109, 120];
+pub const Q4_TABLE: [u8; 16] = [0, 14, 23, 31, 38, 45, 52, 58, 64, 71, 77, 84, 91, 99, 107, 120];
 
 /// The grid of a 4-, 5- or 6-bit format: ascending integer values, one per code.
 #[derive(Clone, Debug)]

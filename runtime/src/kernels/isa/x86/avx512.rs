@@ -1,0 +1,217 @@
+//! 512-bit registers.
+
+use core::arch::x86_64::*;
+
+use super::NEAREST;
+use crate::kernels::isa::Isa;
+
+/// Proof of AVX-512 F, BW, DQ, VL and VNNI.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+// SAFETY: the only constructor is the unsafe `proof`.
+unsafe impl Isa for Avx512 {
+    const L: usize = 16;
+    const REGISTERS: usize = 32;
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+    const SIGNED_OFFSET: i32 = 128;
+
+    #[inline(always)]
+    unsafe fn proof() -> Self {
+        Self(())
+    }
+    #[inline(always)]
+    fn splat(self, v: f32) -> Self::F {
+        op!(_mm512_set1_ps(v))
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::F {
+        op!(_mm512_loadu_ps(p))
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::F) {
+        op!(_mm512_storeu_ps(p, v))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::F {
+        op!(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: Self::F) {
+        op!(_mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<NEAREST>(v)))
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn sqrt(self, a: Self::F) -> Self::F {
+        op!(_mm512_sqrt_ps(a))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::F, b: Self::F) -> Self::I {
+        op!(_mm512_movm_epi32(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b)))
+    }
+    #[inline(always)]
+    fn select(self, mask: Self::I, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm512_mask_blend_ps(_mm512_movepi32_mask(mask), b, a))
+    }
+    #[inline(always)]
+    fn round_i(self, a: Self::F) -> Self::I {
+        op!(_mm512_cvtps_epi32(a))
+    }
+    #[inline(always)]
+    fn to_f(self, a: Self::I) -> Self::F {
+        op!(_mm512_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn bits(self, a: Self::F) -> Self::I {
+        op!(_mm512_castps_si512(a))
+    }
+    #[inline(always)]
+    fn from_bits(self, a: Self::I) -> Self::F {
+        op!(_mm512_castsi512_ps(a))
+    }
+
+    #[inline(always)]
+    fn splat_i(self, v: i32) -> Self::I {
+        op!(_mm512_set1_epi32(v))
+    }
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_sub_epi32(a, b))
+    }
+    #[inline(always)]
+    fn and_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn or_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn xor_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm512_xor_si512(a, b))
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, a: Self::I) -> Self::I {
+        op!(_mm512_slli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn sar_i<const N: u32>(self, a: Self::I) -> Self::I {
+        op!(_mm512_srai_epi32::<N>(a))
+    }
+    #[inline(always)]
+    unsafe fn load_i(self, p: *const i32) -> Self::I {
+        op!(_mm512_loadu_si512(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn store_i(self, p: *mut i32, v: Self::I) {
+        op!(_mm512_storeu_si512(p.cast(), v))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::I {
+        op!(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: Self::I) {
+        op!(_mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(v)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_b(self, p: *const u8) -> Self::B {
+        op!(_mm512_loadu_si512(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn splat8(self, p: *const i8) -> Self::B {
+        op!(_mm512_set1_epi64(p.cast::<i64>().read_unaligned()))
+    }
+    #[inline(always)]
+    unsafe fn table(self, p: *const u8) -> Self::B {
+        op!(_mm512_broadcast_i32x4(_mm_loadu_si128(p.cast())))
+    }
+    #[inline(always)]
+    fn lo(self, a: Self::B) -> Self::B {
+        op!(_mm512_and_si512(a, _mm512_set1_epi8(15)))
+    }
+    #[inline(always)]
+    fn hi(self, a: Self::B) -> Self::B {
+        op!(_mm512_and_si512(_mm512_srli_epi16::<4>(a), _mm512_set1_epi8(15)))
+    }
+    #[inline(always)]
+    fn lookup(self, table: Self::B, a: Self::B) -> Self::B {
+        op!(_mm512_shuffle_epi8(table, a))
+    }
+    #[inline(always)]
+    fn plane<const SHL: u32, const SHR: u32>(self, a: Self::B, mask: u8) -> Self::B {
+        op!(_mm512_and_si512(_mm512_srli_epi16::<SHR>(_mm512_slli_epi16::<SHL>(a)), _mm512_set1_epi8(mask as i8)))
+    }
+    #[inline(always)]
+    fn or_b(self, a: Self::B, b: Self::B) -> Self::B {
+        op!(_mm512_or_si512(a, b))
+    }
+
+    #[inline(always)]
+    fn dot_u(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I {
+        op!(_mm512_dpbusd_epi32(acc, w, x))
+    }
+    #[inline(always)]
+    fn dot_s(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I {
+        // There is no 512-bit sign instruction: negate x where w is negative, and use |w|, unsigned.
+        op!({
+            let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+            _mm512_dpbusd_epi32(acc, _mm512_abs_epi8(w), x)
+        })
+    }
+    #[inline(always)]
+    fn prepare_s(self, w: Self::B) -> Self::B {
+        op!(_mm512_xor_si512(w, _mm512_set1_epi8(-128)))
+    }
+    #[inline(always)]
+    fn dots_s<const N: usize>(self, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
+        self.dots_u(255, w, x)
+    }
+    #[inline(always)]
+    fn pair_sum(self, a: Self::I, b: Self::I) -> Self::I {
+        let (even, odd) = self.deal(a, b);
+        self.add_i(even, odd)
+    }
+    #[inline(always)]
+    fn deal(self, a: Self::B, b: Self::B) -> (Self::B, Self::B) {
+        op!({
+            let even = _mm512_setr_epi32(0, 2, 8, 10, 4, 6, 12, 14, 16, 18, 24, 26, 20, 22, 28, 30);
+            let odd = _mm512_setr_epi32(1, 3, 9, 11, 5, 7, 13, 15, 17, 19, 25, 27, 21, 23, 29, 31);
+            (_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b))
+        })
+    }
+    #[inline(always)]
+    unsafe fn splat4(self, p: *const i8) -> Self::B {
+        op!(_mm512_set1_epi32(p.cast::<i32>().read_unaligned()))
+    }
+}

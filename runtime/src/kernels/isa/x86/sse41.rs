@@ -1,0 +1,227 @@
+//! 128-bit registers; binary16 conversions in software.
+
+use core::arch::x86_64::*;
+
+use super::{EVEN, ODD, count, word_run};
+use crate::kernels::isa::Isa;
+use crate::kernels::isa::scalar::{f16_to_f32, f32_to_f16};
+
+/// Proof of SSE4.1 (and SSSE3).
+#[derive(Clone, Copy, Debug)]
+pub struct Sse41(());
+
+// SAFETY: the only constructor is the unsafe `proof`.
+unsafe impl Isa for Sse41 {
+    const L: usize = 4;
+    type F = __m128;
+    type I = __m128i;
+    type B = __m128i;
+
+    #[inline(always)]
+    unsafe fn proof() -> Self {
+        Self(())
+    }
+    #[inline(always)]
+    fn splat(self, v: f32) -> Self::F {
+        op!(_mm_set1_ps(v))
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::F {
+        op!(_mm_loadu_ps(p))
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::F) {
+        op!(_mm_storeu_ps(p, v))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::F {
+        let h = op!(p.cast::<[u16; 4]>().read_unaligned());
+        let lanes = h.map(f16_to_f32);
+        op!(_mm_loadu_ps(lanes.as_ptr()))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, v: Self::F) {
+        let mut lanes = [0f32; 4];
+        op!(_mm_storeu_ps(lanes.as_mut_ptr(), v));
+        op!(p.cast::<[u16; 4]>().write_unaligned(lanes.map(f32_to_f16)))
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn sqrt(self, a: Self::F) -> Self::F {
+        op!(_mm_sqrt_ps(a))
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::F, b: Self::F) -> Self::I {
+        op!(_mm_castps_si128(_mm_cmplt_ps(a, b)))
+    }
+    #[inline(always)]
+    fn select(self, mask: Self::I, a: Self::F, b: Self::F) -> Self::F {
+        op!(_mm_blendv_ps(b, a, _mm_castsi128_ps(mask)))
+    }
+    #[inline(always)]
+    fn round_i(self, a: Self::F) -> Self::I {
+        op!(_mm_cvtps_epi32(a))
+    }
+    #[inline(always)]
+    fn to_f(self, a: Self::I) -> Self::F {
+        op!(_mm_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn bits(self, a: Self::F) -> Self::I {
+        op!(_mm_castps_si128(a))
+    }
+    #[inline(always)]
+    fn from_bits(self, a: Self::I) -> Self::F {
+        op!(_mm_castsi128_ps(a))
+    }
+
+    #[inline(always)]
+    fn splat_i(self, v: i32) -> Self::I {
+        op!(_mm_set1_epi32(v))
+    }
+    #[inline(always)]
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm_sub_epi32(a, b))
+    }
+    #[inline(always)]
+    fn and_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm_and_si128(a, b))
+    }
+    #[inline(always)]
+    fn or_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm_or_si128(a, b))
+    }
+    #[inline(always)]
+    fn xor_i(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm_xor_si128(a, b))
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, a: Self::I) -> Self::I {
+        op!(_mm_sll_epi32(a, count(N)))
+    }
+    #[inline(always)]
+    fn sar_i<const N: u32>(self, a: Self::I) -> Self::I {
+        op!(_mm_sra_epi32(a, count(N)))
+    }
+    #[inline(always)]
+    unsafe fn load_i(self, p: *const i32) -> Self::I {
+        op!(_mm_loadu_si128(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn store_i(self, p: *mut i32, v: Self::I) {
+        op!(_mm_storeu_si128(p.cast(), v))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> Self::I {
+        op!(_mm_cvtepi8_epi32(_mm_loadu_si32(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: Self::I) {
+        op!({
+            let words = _mm_packs_epi32(v, v);
+            _mm_storeu_si32(p.cast(), _mm_packs_epi16(words, words))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn load_b(self, p: *const u8) -> Self::B {
+        op!(_mm_loadu_si128(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn splat8(self, p: *const i8) -> Self::B {
+        op!(_mm_set1_epi64x(p.cast::<i64>().read_unaligned()))
+    }
+    #[inline(always)]
+    unsafe fn table(self, p: *const u8) -> Self::B {
+        op!(_mm_loadu_si128(p.cast()))
+    }
+    #[inline(always)]
+    fn lo(self, a: Self::B) -> Self::B {
+        op!(_mm_and_si128(a, _mm_set1_epi8(15)))
+    }
+    #[inline(always)]
+    fn hi(self, a: Self::B) -> Self::B {
+        op!(_mm_and_si128(_mm_srli_epi16::<4>(a), _mm_set1_epi8(15)))
+    }
+    #[inline(always)]
+    fn lookup(self, table: Self::B, a: Self::B) -> Self::B {
+        op!(_mm_shuffle_epi8(table, a))
+    }
+    #[inline(always)]
+    fn plane<const SHL: u32, const SHR: u32>(self, a: Self::B, mask: u8) -> Self::B {
+        op!(_mm_and_si128(_mm_srl_epi16(_mm_sll_epi16(a, count(SHL)), count(SHR)), _mm_set1_epi8(mask as i8)))
+    }
+    #[inline(always)]
+    fn or_b(self, a: Self::B, b: Self::B) -> Self::B {
+        op!(_mm_or_si128(a, b))
+    }
+
+    #[inline(always)]
+    fn dot_u(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I {
+        op!(_mm_add_epi32(acc, _mm_madd_epi16(_mm_maddubs_epi16(w, x), _mm_set1_epi16(1))))
+    }
+    #[inline(always)]
+    fn dot_s(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I {
+        // |w| as unsigned reaches 128, x takes w's sign: pairs stay within 2·128·127 = 32512.
+        self.dot_u(acc, op!(_mm_abs_epi8(w)), op!(_mm_sign_epi8(x, w)))
+    }
+    #[inline(always)]
+    fn dots_u<const N: usize>(self, max: i32, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
+        op!({
+            let run = word_run(max);
+            let (mut sum, mut words) = (_mm_setzero_si128(), _mm_setzero_si128());
+            let mut i = 0;
+            while i < N {
+                words = _mm_add_epi16(words, _mm_maddubs_epi16(w[i], x[i]));
+                i += 1;
+                if i.is_multiple_of(run) || i == N {
+                    sum = _mm_add_epi32(sum, _mm_madd_epi16(words, _mm_set1_epi16(1)));
+                    words = _mm_setzero_si128();
+                }
+            }
+            sum
+        })
+    }
+    #[inline(always)]
+    fn pair_sum(self, a: Self::I, b: Self::I) -> Self::I {
+        op!(_mm_hadd_epi32(a, b))
+    }
+    #[inline(always)]
+    fn deal(self, a: Self::B, b: Self::B) -> (Self::B, Self::B) {
+        op!({
+            let (a, b) = (_mm_castsi128_ps(a), _mm_castsi128_ps(b));
+            (_mm_castps_si128(_mm_shuffle_ps::<EVEN>(a, b)), _mm_castps_si128(_mm_shuffle_ps::<ODD>(a, b)))
+        })
+    }
+    #[inline(always)]
+    unsafe fn splat4(self, p: *const i8) -> Self::B {
+        op!(_mm_set1_epi32(p.cast::<i32>().read_unaligned()))
+    }
+}
