@@ -89,7 +89,8 @@ impl BaseModel {
                         hash.update((d as u64).to_le_bytes());
                     }
                     hash.update(t.bytes);
-                    if read.fetch_add(t.bytes.len(), Ordering::Relaxed) % RELEASE_EVERY + t.bytes.len() >= RELEASE_EVERY {
+                    if read.fetch_add(t.bytes.len(), Ordering::Relaxed) % RELEASE_EVERY + t.bytes.len() >= RELEASE_EVERY
+                    {
                         self.tensors.release();
                     }
                     hash.finalize().into()
