@@ -116,7 +116,7 @@ impl Work<'_> {
         if !self.direct {
             let origin = |i: usize| self.buffer.origin.get(i).map_or(0, |o| *o as usize);
             (start, last) = (origin(start), origin(last));
-        } else if !self.original.get(start).is_none_or(|b| b & 0xc0 != 0x80) {
+        } else if self.original.get(start).is_some_and(|b| b & 0xc0 == 0x80) {
             start = previous(self.original, start + 1);
         }
         if self.original.get(last).is_some_and(|b| b & 0xc0 == 0x80) {

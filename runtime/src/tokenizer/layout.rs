@@ -379,8 +379,10 @@ pub mod combining {
     pub const SECOND: u32 = 256;
 }
 
-/// Grapheme cluster properties.
+/// Grapheme cluster properties: a category, and how the character takes part in Indic conjuncts.
 pub mod grapheme {
+    /// Bits of the category.
+    pub const CATEGORY: u8 = 31;
     /// Everything else.
     pub const OTHER: u8 = 0;
     /// Carriage return.
@@ -389,7 +391,7 @@ pub mod grapheme {
     pub const LF: u8 = 2;
     /// Control.
     pub const CONTROL: u8 = 3;
-    /// Extend, not a conjunct linker.
+    /// Extend.
     pub const EXTEND: u8 = 4;
     /// Zero-width joiner.
     pub const ZWJ: u8 = 5;
@@ -411,12 +413,12 @@ pub mod grapheme {
     pub const LVT: u8 = 13;
     /// Extended pictographic.
     pub const PICTOGRAPHIC: u8 = 14;
-    /// Indic conjunct consonant.
-    pub const CONSONANT: u8 = 15;
-    /// Extend that links consonants.
-    pub const LINKER: u8 = 16;
-    /// Extend that stops a conjunct (not an Indic extend).
-    pub const EXTEND_STOP: u8 = 17;
+    /// Goes on after a consonant.
+    pub const INDIC_EXTEND: u8 = 32;
+    /// Links consonants.
+    pub const LINKER: u8 = 64;
+    /// A consonant of a conjunct.
+    pub const CONSONANT: u8 = 96;
 }
 
 /// The merge hash: slot of a pair, given its bucket's pilot.

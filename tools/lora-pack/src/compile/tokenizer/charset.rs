@@ -38,10 +38,6 @@ impl CharSet {
         &self.0
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// The only member.
     pub(super) fn only(&self) -> Option<char> {
         match self.0[..] {
@@ -123,7 +119,9 @@ impl Classes {
         events.entry(0).or_default();
         events.entry(CODE_POINTS).or_default();
         let mut inside = vec![false; self.sets.len()];
-        let mut kinds: Vec<(Vec<bool>, Vec<(u32, u32)>)> = Vec::new();
+        // Of each kind: which classes its members are in, and their ranges.
+        type Kind = (Vec<bool>, Vec<(u32, u32)>);
+        let mut kinds: Vec<Kind> = Vec::new();
         let mut leaves = Table::new(1);
         let places: Vec<u32> = events.keys().copied().collect();
         for pair in places.windows(2) {

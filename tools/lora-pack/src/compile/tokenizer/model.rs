@@ -11,6 +11,11 @@ use lora_runtime::tokenizer::layout;
 
 type Result<T> = std::result::Result<T, TokenizerError>;
 
+/// Ids by text.
+pub(super) type Ids = HashMap<String, u32>;
+/// Texts by id.
+pub(super) type Texts = Vec<Option<String>>;
+
 /// What is particular to a kind of model.
 pub(super) enum Kind {
     /// Byte-pair encoding.
@@ -27,9 +32,9 @@ pub(super) enum Kind {
 pub(super) struct Model {
     pub kind: Kind,
     /// Ids of all entries; where an entry occurs twice, the last.
-    pub ids: HashMap<String, u32>,
+    pub ids: Ids,
     /// Entries by id.
-    pub texts: Vec<Option<String>>,
+    pub texts: Texts,
     /// Entries, as the reference library counts them to number further tokens.
     pub size: u32,
     /// Id for unknown text, or [`layout::NONE`], or [`layout::UNK_MISSING`].
@@ -75,7 +80,7 @@ pub(super) fn row(id: u64, place: &str, name: &str, rows: u32) -> Result<u32> {
 }
 
 /// The vocabulary of a model that lists it by entry: ids, and entries by id.
-fn vocabulary(object: &mut Object<'_>, rows: u32) -> Result<(HashMap<String, u32>, Vec<Option<String>>)> {
+fn vocabulary(object: &mut Object<'_>, rows: u32) -> Result<(Ids, Texts)> {
     let place = object.at("vocab");
     let Value::Object(entries) = object.require("vocab")? else { return refuse(place, "not an object") };
     let mut ids = HashMap::with_capacity(entries.len());
@@ -89,7 +94,7 @@ fn vocabulary(object: &mut Object<'_>, rows: u32) -> Result<(HashMap<String, u32
 }
 
 /// Notes the text of an id, which must have none yet.
-pub(super) fn name(texts: &mut Vec<Option<String>>, id: u32, text: &str, place: &str) -> Result<()> {
+pub(super) fn name(texts: &mut Texts, id: u32, text: &str, place: &str) -> Result<()> {
     if texts.len() <= id as usize {
         texts.resize(id as usize + 1, None);
     }
@@ -102,7 +107,7 @@ pub(super) fn name(texts: &mut Vec<Option<String>>, id: u32, text: &str, place: 
     }
 }
 
-fn unknown(ids: &HashMap<String, u32>, text: Option<&str>) -> u32 {
+fn unknown(ids: &Ids, text: Option<&str>) -> u32 {
     match text {
         Some(text) => ids.get(text).copied().unwrap_or(layout::UNK_MISSING),
         None => layout::NONE,

@@ -3,7 +3,7 @@
 /// Decodes standard base64 with padding.
 pub(super) fn base64(text: &str) -> Option<Vec<u8>> {
     let digits = text.trim_end_matches('=');
-    if text.len() % 4 != 0 || text.len() - digits.len() > 2 {
+    if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
         return None;
     }
     let mut out = Vec::with_capacity(digits.len() * 3 / 4);
@@ -28,9 +28,16 @@ pub(super) fn base64(text: &str) -> Option<Vec<u8>> {
     (bits == 0).then_some(out)
 }
 
-/// Checks a character map: length of its units, then the units, then texts in UTF-8.
-pub(super) fn check(_bytes: &[u8]) -> Result<(), String> {
-    Ok(())
+/// Checks a character map: length of its units in bytes, then the units, then texts in UTF-8.
+pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
+    let Some((head, rest)) = bytes.split_first_chunk::<4>() else { return Err("too short".into()) };
+    if u32::from_le_bytes(*head) as usize / 4 * 4 > rest.len() || units_len(bytes) == 0 {
+        return Err("its units go past its end".into());
+    }
+    match std::str::from_utf8(&rest[units_len(bytes)..]) {
+        Ok(_) => Ok(()),
+        Err(_) => Err("its texts are not UTF-8".into()),
+    }
 }
 
 /// Length in bytes of the units of a checked map.
