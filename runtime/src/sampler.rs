@@ -58,8 +58,7 @@ impl Sampling {
     /// Whether no random number is needed.
     #[must_use]
     pub fn is_greedy(&self) -> bool {
-        // The negation takes NaN along.
-        !(self.temperature > 0.0) || self.top_k == 1
+        self.temperature.is_nan() || self.temperature <= 0.0 || self.top_k == 1
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::io::{self, IsTerminal, StdoutLock, Write};
 
+use anyhow::Result;
 use serde_json::Value;
 
 /// Standard output.
@@ -20,27 +21,27 @@ impl Out {
     }
 
     /// Prints text as it comes, visible at once.
-    pub fn text(&mut self, text: &str) -> io::Result<()> {
+    pub fn text(&mut self, text: &str) -> Result<()> {
         if self.terminal {
             self.to.write_all(printable(text).as_bytes())?;
         } else {
             self.to.write_all(text.as_bytes())?;
         }
-        self.to.flush()
+        Ok(self.to.flush()?)
     }
 
     /// Prints a line.
-    pub fn line(&mut self, text: &str) -> io::Result<()> {
+    pub fn line(&mut self, text: &str) -> Result<()> {
         self.text(text)?;
         self.to.write_all(b"\n")?;
-        self.to.flush()
+        Ok(self.to.flush()?)
     }
 
     /// Prints a JSON value on a line of its own; escapes keep it harmless anywhere.
-    pub fn json(&mut self, value: &Value) -> io::Result<()> {
-        serde_json::to_writer(&mut self.to, value)?;
+    pub fn json(&mut self, value: &Value) -> Result<()> {
+        serde_json::to_writer(&mut self.to, value).map_err(io::Error::from)?;
         self.to.write_all(b"\n")?;
-        self.to.flush()
+        Ok(self.to.flush()?)
     }
 }
 

@@ -26,10 +26,9 @@ pub fn serve(
     let mut out = Out::new();
     let mut print = |answer: &Json| if json { out.json(answer) } else { out.line(&show(answer)) };
     let Some(file) = file else {
-        print(&answer(&single())?)?;
-        return Ok(());
+        return print(&answer(&single())?);
     };
-    for_each(file, |request| Ok(print(&answer(request)?)?))
+    for_each(file, |request| print(&answer(request)?))
 }
 
 /// Calls `each` with the object of every line of a file, `-` for standard input.

@@ -181,7 +181,7 @@ impl Chat<'_> {
         let out = &mut self.out;
         let stopped = &self.interrupts.stop;
         let answer = continue_prompt(&mut self.session, self.host.kernels, request, cached, stopped, &mut |text| {
-            Ok(out.text(text)?)
+            out.text(text)
         })?;
         self.out.line(if answer.ending == Ending::Interrupted { " …" } else { "" })?;
         self.cache.extend(prompt.iter().chain(&answer.ids).take(answer.cached));

@@ -39,7 +39,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             let prompt = request_ids(&model, template.as_ref(), args.system.as_deref(), request)?;
             let request = Request { prompt: &prompt, settings: &settings, started };
             let answer = generate(&host, model, &mut room, request, &mut |_| Ok(()))?;
-            Ok(if args.json { out.json(&answer.json(load))? } else { out.line(&answer.text)? })
+            if args.json { out.json(&answer.json(load)) } else { out.line(&answer.text) }
         });
     }
     let started = Instant::now();
@@ -54,9 +54,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let request = Request { prompt: &prompt, settings: &settings, started };
     if args.json {
         let answer = generate(&host, model, &mut room, request, &mut |_| Ok(()))?;
-        return Ok(out.json(&answer.json(load))?);
+        return out.json(&answer.json(load));
     }
-    let answer = generate(&host, model, &mut room, request, &mut |text| Ok(out.text(text)?))?;
+    let answer = generate(&host, model, &mut room, request, &mut |text| out.text(text))?;
     finish(&mut out, &answer)?;
     note(&answer.summary(load));
     Ok(())
@@ -66,9 +66,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 fn finish(out: &mut Out, answer: &Continuation) -> Result<()> {
     if answer.text.is_empty() && !answer.ids.is_empty() {
         let ids: Vec<String> = answer.ids.iter().map(u32::to_string).collect();
-        return Ok(out.line(&ids.join(","))?);
+        return out.line(&ids.join(","));
     }
-    Ok(if answer.text.ends_with('\n') { () } else { out.line("")? })
+    if answer.text.ends_with('\n') { Ok(()) } else { out.line("") }
 }
 
 /// The token ids of a request: its messages in the template, its prompt as a message, or its prompt as it is.

@@ -187,7 +187,8 @@ mod tests {
 
     #[test]
     fn spans_of_every_scheme() {
-        let cases: [(&[&str], &[(&str, usize, usize)]); 6] = [
+        type Case = (&'static [&'static str], &'static [(&'static str, usize, usize)]);
+        let cases: [Case; 6] = [
             (&["O", "B-room", "I-room", "O", "B-value"], &[("room", 1, 3), ("value", 4, 5)]),
             (&["B-a", "B-a", "I-b", "I-b"], &[("a", 0, 1), ("a", 1, 2), ("b", 2, 4)]),
             (&["I-a", "O", "I-a"], &[("a", 0, 1), ("a", 2, 3)]),
