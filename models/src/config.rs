@@ -32,6 +32,12 @@ impl<'a> Config<'a> {
         self.value.get(field).filter(|v| !v.is_null())
     }
 
+    /// Whether the field is there, be it null.
+    #[must_use]
+    pub fn names(&self, field: &str) -> bool {
+        self.value.get(field).is_some()
+    }
+
     /// A nested object.
     #[must_use]
     pub fn object(&self, field: &str) -> Option<Config<'a>> {

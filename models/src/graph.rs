@@ -255,6 +255,45 @@ impl<'c> Graph<'c> {
         })
     }
 
+    /// Values of a checkpoint tensor picked one by one, `rows × cols` (see [`Source::Gather`]).
+    ///
+    /// # Errors
+    /// Too many tensors.
+    pub fn gathered(&mut self, name: &str, rows: usize, cols: usize, source: Source) -> Result<u32, ModelError> {
+        self.tensor(TensorSpec {
+            name: name.into(),
+            storage: Storage::Vector,
+            rows,
+            cols,
+            parts: vec![Part { source, rows, add: 0.0, module: String::new() }],
+            role: None,
+            layer: None,
+        })
+    }
+
+    /// A computed table to look up rows in.
+    ///
+    /// # Errors
+    /// Too many tensors.
+    pub fn computed_matrix(
+        &mut self,
+        name: &str,
+        rows: usize,
+        values: Vec<f32>,
+        role: Role,
+    ) -> Result<u32, ModelError> {
+        let cols = values.len() / rows;
+        self.tensor(TensorSpec {
+            name: name.into(),
+            storage: Storage::Panels(self.policy.format(role, None)),
+            rows,
+            cols,
+            parts: vec![Part { source: Source::Values(values), rows, add: 0.0, module: String::new() }],
+            role: Some(role),
+            layer: None,
+        })
+    }
+
     /// A whole checkpoint matrix as panels (embeddings, tied heads).
     ///
     /// # Errors
@@ -450,12 +489,15 @@ impl<'c> Graph<'c> {
                     field: "head and layer sizes",
                 });
             }
-            parts.push(Part {
-                source: Source::Checkpoint { name: weight, transpose: p.transpose, rows: map },
-                rows: p.rows,
-                add: 0.0,
-                module: p.module.clone(),
-            });
+            push_part(
+                &mut parts,
+                Part {
+                    source: Source::Checkpoint { name: weight, transpose: p.transpose, rows: map },
+                    rows: p.rows,
+                    add: 0.0,
+                    module: p.module.clone(),
+                },
+            );
             let has = match (p.bias, self.shape(&bias)) {
                 (Some(false), _) | (None, None) => false,
                 (Some(true), None) => return Err(ModelError::MissingTensor { name: bias, hint: String::new() }),
@@ -468,7 +510,7 @@ impl<'c> Graph<'c> {
             // A bias is a row vector: its "rows" are the matrix's, one value each.
             let source =
                 if has { Source::Checkpoint { name: bias, transpose: false, rows: map } } else { Source::Zeros };
-            bias_parts.push(Part { source, rows: p.rows, add: 0.0, module: p.module.clone() });
+            push_part(&mut bias_parts, Part { source, rows: p.rows, add: 0.0, module: p.module.clone() });
         }
         let rows = list.iter().map(|p| p.rows).sum();
         let layer = self.layer.map(|l| l.0);
@@ -581,4 +623,24 @@ impl<'c> Graph<'c> {
         });
         self.quantized.clear();
     }
+}
+
+/// Appends a part, or lengthens the last one where it goes on in the same tensor (q, k and v of a fused matrix), so that
+/// the tensor is read once.
+fn push_part(parts: &mut Vec<Part>, part: Part) {
+    if let Some(last) = parts.last_mut()
+        && last.module == part.module
+        && let (
+            Source::Checkpoint { name, rows, .. },
+            Source::Checkpoint { name: next_name, rows: next, .. },
+        ) = (&mut last.source, &part.source)
+        && name == next_name
+        && (rows.count, next.count) == (1, 1)
+        && rows.start + rows.block == next.start
+    {
+        *rows = RowMap::range(rows.start, rows.block + next.block);
+        last.rows += part.rows;
+        return;
+    }
+    parts.push(part);
 }

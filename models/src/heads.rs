@@ -4,23 +4,21 @@ use lora_runtime::format::{NONE, Operand, Task};
 use lora_runtime::kernels::Act;
 use lora_runtime::program::{NormKind, Op, SelectRows};
 
-use crate::decoder::Decoder;
-use crate::encoder::Encoder;
+use crate::decoder::{Decoder, LmHead};
+use crate::encoder::{Dense, Encoder, Sentence};
 use crate::error::ModelError;
 use crate::graph::{Epilogue, Graph, NormSpec, Projection};
 use crate::spec::Role;
 
 /// What the head needs to know beside the backbone.
 #[derive(Clone, Copy, Debug)]
-pub struct HeadInput<'a> {
+pub struct HeadInput {
     /// Task.
     pub task: Task,
     /// Architecture name, for errors.
     pub architecture: &'static str,
     /// `num_labels` of the config, if it says so; the head tensor decides.
     pub labels: Option<usize>,
-    /// The head's module when it is not the task's usual one.
-    pub module: Option<&'a str>,
 }
 
 /// What the head turned out to be.
@@ -32,7 +30,7 @@ pub struct Head {
     pub pooling: u32,
 }
 
-impl HeadInput<'_> {
+impl HeadInput {
     /// Whether the task has a language-model head.
     #[must_use]
     pub const fn uses_lm_head(&self) -> bool {
@@ -56,13 +54,6 @@ impl HeadInput<'_> {
             }),
         }
     }
-}
-
-/// The prefix under which the backbone's tensors stand: the first of `prefixes` with which `probe` exists.
-#[must_use]
-pub fn backbone(g: &Graph<'_>, prefixes: &[&str], probe: &str) -> String {
-    let found = prefixes.iter().find(|p| g.has(&format!("{p}{probe}")));
-    (*found.unwrap_or(&prefixes[0])).to_string()
 }
 
 fn task_linear(
@@ -102,126 +93,180 @@ fn embedding_outputs(g: &mut Graph<'_>, h: Operand, width: usize) -> Result<(), 
     Ok(())
 }
 
-/// The head of a decoder: final norm included. `x` is the residual stream, `table` the input embedding.
+/// The head of a decoder: final norm included. `x` is the residual stream.
 ///
 /// # Errors
 /// A missing head, or a task that decoders do not serve.
 pub fn decoder_head(
     g: &mut Graph<'_>,
-    input: &HeadInput<'_>,
+    input: &HeadInput,
     d: &Decoder,
     x: Operand,
-    final_norm: &str,
-    table: u32,
+    prefix: &str,
 ) -> Result<Head, ModelError> {
+    let hidden = d.stack.hidden;
     let normed = |g: &mut Graph<'_>, rows: Operand| -> Result<Operand, ModelError> {
-        let h = g.value_like(rows, d.hidden)?;
-        g.norm(rows, h, final_norm, d.hidden, 1, d.norm)?;
+        let Some(name) = d.stack.final_norm else { return Ok(rows) };
+        let h = g.value_like(rows, hidden)?;
+        g.norm(rows, h, &format!("{prefix}{name}"), hidden, 1, d.stack.norm)?;
         Ok(h)
     };
     match input.task {
         Task::CausalLm => {
-            let last = g.select(x, d.hidden, SelectRows::Requested)?;
+            let last = g.select(x, hidden, SelectRows::Requested)?;
             let h = normed(g, last)?;
-            let logits = if d.tied {
-                g.linear_with(h, table, NONE, Epilogue::default())?
-            } else {
-                let head = g.matrix("lm_head", d.vocab, d.hidden, Role::Head, "vocab_size, hidden_size")?;
-                let bias =
-                    if g.has("lm_head.bias") { g.vector("lm_head.bias", d.vocab, 0.0, "vocab_size")? } else { NONE };
-                g.linear_with(h, head, bias, Epilogue::default())?
-            };
-            g.output("logits", logits, d.vocab);
+            lm_head(g, &d.head, &d.stack.word_module(g, prefix), h, (d.stack.embeddings.vocab, hidden), NONE)?;
             Ok(Head::default())
         }
         Task::SeqCls => {
-            let labels = input.head_rows(g, "score", d.hidden)?;
-            let last = g.select(x, d.hidden, SelectRows::Last)?;
+            let labels = input.head_rows(g, "score", hidden)?;
+            let last = g.select(x, hidden, SelectRows::Last)?;
             let h = normed(g, last)?;
-            let logits = task_linear(g, "score", h, d.hidden, labels, Act::None)?;
+            let logits = task_linear(g, "score", h, hidden, labels, Act::None)?;
             g.output("logits", logits, labels);
             Ok(Head { labels, pooling: 3 })
         }
         Task::TokenCls => {
             let module = if g.has("score.weight") { "score" } else { "classifier" };
-            let labels = input.head_rows(g, module, d.hidden)?;
+            let labels = input.head_rows(g, module, hidden)?;
             let h = normed(g, x)?;
-            let logits = task_linear(g, module, h, d.hidden, labels, Act::None)?;
+            let logits = task_linear(g, module, h, hidden, labels, Act::None)?;
             g.output("logits", logits, labels);
             Ok(Head { labels, pooling: 0 })
         }
         Task::QuestionAnswering => {
             let h = normed(g, x)?;
-            span_outputs(g, input, h, d.hidden)
+            span_outputs(g, input, "qa_outputs", h, hidden)
         }
         Task::FeatureExtraction | Task::Other => {
             let h = normed(g, x)?;
-            embedding_outputs(g, h, d.hidden)?;
+            embedding_outputs(g, h, hidden)?;
             Ok(Head { labels: 0, pooling: 3 })
         }
         Task::Seq2SeqLm => Err(ModelError::Task { architecture: input.architecture, task: input.task.name() }),
     }
 }
 
-fn span_outputs(g: &mut Graph<'_>, input: &HeadInput<'_>, h: Operand, hidden: usize) -> Result<Head, ModelError> {
-    let rows = HeadInput { labels: None, ..*input }.head_rows(g, "qa_outputs", hidden)?;
+/// The output `logits` over the vocabulary. `words` is the module of the input embedding, `bias` a vector that the
+/// model keeps beside the head.
+///
+/// # Errors
+/// A missing or misshapen head.
+pub fn lm_head(
+    g: &mut Graph<'_>,
+    head: &LmHead,
+    words: &str,
+    h: Operand,
+    (vocab, hidden): (usize, usize),
+    bias: u32,
+) -> Result<(), ModelError> {
+    let (module, role) = if head.tied { (words, Role::TiedEmbedding) } else { (head.module, Role::Head) };
+    let table = g.matrix(module, vocab, hidden, role, "vocab_size, hidden_size")?;
+    let bias = match head.bias {
+        true => g.vector(&format!("{}.bias", head.module), vocab, 0.0, "vocab_size")?,
+        false => bias,
+    };
+    let logits = g.linear_with(h, table, bias, Epilogue { act: Act::None, scale: head.scale })?;
+    if head.softcap != 0.0 {
+        g.push(Op::Scale { a: logits, out: logits, width: vocab as u32, factor: 1.0, cap: head.softcap });
+    }
+    g.output("logits", logits, vocab);
+    Ok(())
+}
+
+fn span_outputs(
+    g: &mut Graph<'_>,
+    input: &HeadInput,
+    module: &str,
+    h: Operand,
+    hidden: usize,
+) -> Result<Head, ModelError> {
+    let rows = HeadInput { labels: None, ..*input }.head_rows(g, module, hidden)?;
     if rows != 2 {
         return Err(ModelError::Shape {
-            name: "qa_outputs.weight".into(),
+            name: format!("{module}.weight"),
             found: vec![rows, hidden],
             expected: vec![2, hidden],
             field: "two columns: start and end",
         });
     }
-    let logits = task_linear(g, "qa_outputs", h, hidden, 2, Act::None)?;
+    let logits = task_linear(g, module, h, hidden, 2, Act::None)?;
     g.output("start_logits", logits, 1);
     g.output("end_logits", Graph::columns(logits, 1), 1);
     Ok(Head { labels: 0, pooling: 0 })
 }
 
-/// The head of a BERT-like encoder over its last hidden states `h`.
+/// A dense layer of a head.
+fn dense(g: &mut Graph<'_>, e: &Encoder, d: Dense, x: Operand, prefix: &str) -> Result<Operand, ModelError> {
+    let prefix = if d.in_backbone { prefix } else { "" };
+    let module = format!("{prefix}{}", d.module);
+    if !g.has(&format!("{module}.weight")) {
+        return Err(ModelError::MissingTensor {
+            name: format!("{module}.weight"),
+            hint:
+                ": the task's head feeds its classifier from it; a base without one (a masked language model) had it \
+                   filled with random values in training, which no file holds"
+                    .into(),
+        });
+    }
+    let hidden = e.stack.hidden;
+    let h = task_linear(g, &module, x, hidden, hidden, d.act)?;
+    if let Some(name) = d.norm {
+        g.norm(h, h, &format!("{prefix}{name}"), hidden, 1, e.stack.norm)?;
+    }
+    Ok(h)
+}
+
+/// The head of an encoder over its last hidden states `h`.
 ///
 /// # Errors
 /// A missing head, or a task that encoders do not serve.
 pub fn encoder_head(
     g: &mut Graph<'_>,
-    input: &HeadInput<'_>,
+    input: &HeadInput,
     e: &Encoder,
     h: Operand,
     prefix: &str,
 ) -> Result<Head, ModelError> {
-    let pooler = format!("{prefix}pooler.dense");
-    let has_pooler = g.has(&format!("{pooler}.weight"));
+    let hidden = e.stack.hidden;
+    let heads = &e.heads;
+    let tokens = |g: &mut Graph<'_>| match heads.token_dense {
+        Some(d) => dense(g, e, d, h, prefix),
+        None => Ok(h),
+    };
     match input.task {
         Task::SeqCls => {
-            let labels = input.head_rows(g, "classifier", e.hidden)?;
-            if !has_pooler {
-                return Err(ModelError::MissingTensor {
-                    name: format!("{pooler}.weight"),
-                    hint: ": SEQ_CLS feeds the classifier from the pooler; a base without one (a masked language \
-                           model) had it filled with random values in training, which no file holds"
-                        .into(),
-                });
-            }
-            let first = g.select(h, e.hidden, SelectRows::First)?;
-            let pooled = task_linear(g, &pooler, first, e.hidden, e.hidden, Act::Tanh)?;
-            let logits = task_linear(g, "classifier", pooled, e.hidden, labels, Act::None)?;
+            let labels = input.head_rows(g, heads.sentence_classifier, hidden)?;
+            let (row, pooling) = match heads.sentence {
+                Sentence::First => (g.select(h, hidden, SelectRows::First)?, 2),
+                Sentence::Mean => {
+                    let out = g.output_value(hidden)?;
+                    g.push(Op::Pool { a: h, out, width: hidden as u32 });
+                    (out, 1)
+                }
+            };
+            let pooled = dense(g, e, heads.sentence_dense, row, prefix)?;
+            let logits = task_linear(g, heads.sentence_classifier, pooled, hidden, labels, Act::None)?;
             g.output("logits", logits, labels);
-            Ok(Head { labels, pooling: 2 })
+            Ok(Head { labels, pooling })
         }
         Task::TokenCls => {
-            let labels = input.head_rows(g, "classifier", e.hidden)?;
-            let logits = task_linear(g, "classifier", h, e.hidden, labels, Act::None)?;
+            let labels = input.head_rows(g, "classifier", hidden)?;
+            let h = tokens(g)?;
+            let logits = task_linear(g, "classifier", h, hidden, labels, Act::None)?;
             g.output("logits", logits, labels);
             Ok(Head { labels, pooling: 0 })
         }
-        Task::QuestionAnswering => span_outputs(g, input, h, e.hidden),
+        Task::QuestionAnswering => {
+            let h = tokens(g)?;
+            span_outputs(g, input, heads.spans, h, hidden)
+        }
         Task::FeatureExtraction | Task::Other => {
-            embedding_outputs(g, h, e.hidden)?;
-            if has_pooler {
-                let first = g.select(h, e.hidden, SelectRows::First)?;
-                let pooled = task_linear(g, &pooler, first, e.hidden, e.hidden, Act::Tanh)?;
-                g.output("pooler_output", pooled, e.hidden);
+            embedding_outputs(g, h, hidden)?;
+            if let Some(d) = heads.pooler.filter(|d| g.has(&format!("{prefix}{}.weight", d.module))) {
+                let first = g.select(h, hidden, SelectRows::First)?;
+                let pooled = dense(g, e, d, first, prefix)?;
+                g.output("pooler_output", pooled, hidden);
             }
             Ok(Head { labels: 0, pooling: 1 })
         }

@@ -6,20 +6,24 @@
 
 pub mod allocate;
 pub mod arch;
+pub mod block;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
 pub mod error;
 pub mod graph;
 pub mod heads;
+pub mod layer;
 pub mod names;
 pub mod policy;
 pub mod rope;
 pub mod spec;
+pub mod stack;
 
 use lora_runtime::format::{ProblemType, Task};
 use serde_json::Value;
 
+use crate::arch::{ARCHITECTURES, Reader};
 use crate::config::Config;
 use crate::graph::Graph;
 use crate::heads::HeadInput;
@@ -28,9 +32,6 @@ pub use error::ModelError;
 pub use graph::Checkpoint;
 pub use policy::Policy;
 pub use spec::Lowered;
-
-/// Names of the supported `model_type`s.
-pub const SUPPORTED: &[&str] = &["bert", "llama", "mistral", "qwen2", "qwen3"];
 
 fn problem_type(c: Config<'_>, labels: usize) -> Result<ProblemType, ModelError> {
     match c.text("problem_type")? {
@@ -51,23 +52,23 @@ fn problem_type(c: Config<'_>, labels: usize) -> Result<ProblemType, ModelError>
 pub fn lower(config: &Value, checkpoint: &dyn Checkpoint, task: Task, policy: Policy) -> Result<Lowered, ModelError> {
     let c = Config::new(config);
     let model_type = c.text("model_type")?.ok_or(ModelError::ConfigMissing { field: "model_type" })?;
-    let architecture = SUPPORTED
-        .iter()
-        .find(|s| **s == model_type)
-        .ok_or_else(|| ModelError::UnknownArchitecture(model_type.into(), SUPPORTED.join(", ")))?;
+    let (architecture, reader) = *ARCHITECTURES.iter().find(|(name, _)| *name == model_type).ok_or_else(|| {
+        let names: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+        ModelError::UnknownArchitecture(model_type.into(), names.join(", "))
+    })?;
     let mut g = Graph::new(checkpoint, policy);
-    let input = HeadInput { task, architecture, labels: None, module: None };
-    let (vocab, max_positions, token_types, hidden, head) = if model_type == "bert" {
-        let e = arch::bert::bert(c)?;
-        (e.vocab, e.positions, e.token_types, e.hidden, encoder::lower(&mut g, &e, &input)?)
-    } else {
-        let d = match model_type {
-            "llama" => arch::llama::llama(c)?,
-            "mistral" => arch::llama::mistral(c)?,
-            "qwen2" => arch::llama::qwen2(c)?,
-            _ => arch::llama::qwen3(c)?,
-        };
-        (d.vocab, d.max_positions, 0, d.hidden, decoder::lower(&mut g, &d, &input)?)
+    let input = HeadInput { task, architecture, labels: None };
+    let (stack, head) = match reader {
+        Reader::Decoder(read) => {
+            let d = read(c)?;
+            let head = decoder::lower(&mut g, &d, &input)?;
+            (d.stack, head)
+        }
+        Reader::Encoder(read) => {
+            let e = read(c)?;
+            let head = encoder::lower(&mut g, &e, &input)?;
+            (e.stack, head)
+        }
     };
     let Graph { mut buffers, tensors, caches, entries, .. } = g;
     let (per_token, per_output) = allocate::allocate(&mut buffers, &entries);
@@ -75,10 +76,10 @@ pub fn lower(config: &Value, checkpoint: &dyn Checkpoint, task: Task, policy: Po
         architecture,
         task,
         problem: problem_type(c, head.labels)?,
-        vocab: vocab as u32,
-        max_positions: max_positions as u32,
-        token_types: token_types as u32,
-        hidden: hidden as u32,
+        vocab: stack.embeddings.vocab as u32,
+        max_positions: stack.max_positions as u32,
+        token_types: stack.embeddings.types.map_or(0, |t| t.1) as u32,
+        hidden: stack.hidden as u32,
         labels: head.labels as u32,
         pooling: head.pooling,
         entries,

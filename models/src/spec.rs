@@ -65,6 +65,13 @@ pub enum Source {
         /// Rows taken.
         rows: RowMap,
     },
+    /// Values of a checkpoint tensor by their row-major index (a bias by distance out of a table by bucket).
+    Gather {
+        /// Name in the (merged) checkpoint.
+        name: String,
+        /// Index of every value.
+        index: Vec<u32>,
+    },
     /// Numbers computed while lowering (rotary frequencies, slopes …).
     Values(Vec<f32>),
     /// Zeros (a missing bias in a fused tensor).

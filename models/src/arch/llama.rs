@@ -1,14 +1,19 @@
-//! Llama, and what differs from it in Mistral, Qwen2 and Qwen3.
+//! Llama, and what differs from it in Mistral, Qwen2, Qwen3, Granite, SmolLM3, OLMo 2 and Phi-3.
 
 use crate::config::Config;
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, LmHead, llama_attention, llama_mlp};
 use crate::error::ModelError;
 use crate::heads;
+use crate::layer::{FusedOrder, Layer, MlpKind, Norms, QkNorm, Qkv};
 use crate::names::activation;
-use crate::rope::rope;
+use crate::rope::{rope, rotated};
+use crate::stack::{Embeddings, PositionBias, Stack};
 
-/// The fields that the whole family shares.
-fn common(c: Config<'_>) -> Result<Decoder, ModelError> {
+/// The prefixes of the family: with a head, without one, and the one of old question-answering models.
+pub(super) const PREFIXES: &[&str] = &["model.", "", "transformer."];
+
+/// What the whole family shares.
+pub(super) fn common(c: Config<'_>, hidden_act: &'static str) -> Result<Decoder, ModelError> {
     let hidden = c.count("hidden_size", 1 << 20)?;
     let layers = c.count("num_hidden_layers", 4096)?;
     let heads = c.count("num_attention_heads", 1 << 16)?;
@@ -21,48 +26,65 @@ fn common(c: Config<'_>) -> Result<Decoder, ModelError> {
         return Err(c.unsupported("head_dim", "an even number"));
     }
     let max_positions = c.count("max_position_embeddings", 1 << 24)?;
+    let inner = c.count("intermediate_size", 1 << 22)?;
+    let act = activation(c, hidden_act, "silu")?;
+    let layer = |i| {
+        let mut attention = llama_attention(Norms::pre("input_layernorm"), (heads, head_dim));
+        attention.kv_heads = kv_heads;
+        attention.rope = Some(0);
+        let mlp = llama_mlp(Norms::pre("post_attention_layernorm"), inner, act);
+        Layer::new(format!("layers.{i}"), attention, mlp)
+    };
+    let rotated = rotated(c, "partial_rotary_factor", head_dim, 1.0)?;
     Ok(Decoder {
-        hidden,
-        layers,
-        heads,
-        kv_heads,
-        head_dim,
-        intermediate: c.count("intermediate_size", 1 << 22)?,
-        vocab: c.count("vocab_size", 1 << 23)?,
-        max_positions,
-        norm: heads::rms(c.number_or("rms_norm_eps", 1e-6)? as f32),
-        act: activation(c, "hidden_act", "silu")?,
-        qkv_bias: false,
-        out_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        rope: rope(c, head_dim, max_positions)?,
-        windows: vec![0; layers],
-        tied: c.flag_or("tie_word_embeddings", false)?,
+        stack: Stack {
+            prefixes: PREFIXES,
+            hidden,
+            embeddings: Embeddings::words(&["embed_tokens"], c.count("vocab_size", 1 << 23)?, hidden),
+            norm: heads::rms(c.number_or("rms_norm_eps", 1e-6)? as f32),
+            layers: (0..layers).map(layer).collect(),
+            final_norm: Some("norm"),
+            ropes: vec![rope(c, rotated, max_positions)?],
+            bias: PositionBias::None,
+            max_positions,
+        },
+        head: LmHead::new(c.flag_or("tie_word_embeddings", false)?),
     })
 }
 
-/// Sliding window of every layer: `layer_types` where given, else the layers from `first` on.
-fn windows(c: Config<'_>, layers: usize, active: bool, first: usize) -> Result<Vec<usize>, ModelError> {
+/// The sliding window of every layer: by `layer_types` where given, else of the layers that `by_default` picks.
+pub(super) fn set_windows(
+    c: Config<'_>,
+    d: &mut Decoder,
+    active: bool,
+    by_default: impl Fn(usize) -> bool,
+) -> Result<(), ModelError> {
     let window = c.optional_u32("sliding_window")?.unwrap_or(0) as usize;
-    if window == 0 || !active {
-        return Ok(vec![0; layers]);
+    let types = layer_types(c, d.stack.layers.len())?;
+    if window > 0 && active {
+        d.each_layer(|i, l| {
+            let slides = types.as_ref().map_or_else(|| by_default(i), |t| t[i]);
+            l.attention.window = if slides { window } else { 0 };
+        });
     }
+    Ok(())
+}
+
+/// `layer_types`: whether each layer slides.
+pub(super) fn layer_types(c: Config<'_>, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
     let types = c.texts("layer_types")?;
     if types.is_empty() {
-        return Ok((0..layers).map(|i| if i >= first { window } else { 0 }).collect());
+        return Ok(None);
     }
     if types.len() != layers {
         return Err(c.unsupported("layer_types", "one entry per layer"));
     }
-    types
-        .iter()
-        .map(|t| match *t {
-            "full_attention" => Ok(0),
-            "sliding_attention" => Ok(window),
-            _ => Err(c.unsupported("layer_types", "full_attention or sliding_attention")),
-        })
-        .collect()
+    let slides = |t: &&str| match *t {
+        "full_attention" => Ok(false),
+        "sliding_attention" => Ok(true),
+        _ => Err(c.unsupported("layer_types", "full_attention or sliding_attention")),
+    };
+    types.iter().map(slides).collect::<Result<_, _>>().map(Some)
 }
 
 /// `model_type: llama` (SmolLM2, TinyLlama, Llama 2 and 3 …).
@@ -70,10 +92,12 @@ fn windows(c: Config<'_>, layers: usize, active: bool, first: usize) -> Result<V
 /// # Errors
 /// A config field that is missing or out of range.
 pub fn llama(c: Config<'_>) -> Result<Decoder, ModelError> {
-    let mut d = common(c)?;
-    d.qkv_bias = c.flag_or("attention_bias", false)?;
-    d.out_bias = d.qkv_bias;
-    d.mlp_bias = c.flag_or("mlp_bias", false)?;
+    let mut d = common(c, "hidden_act")?;
+    let (attention, mlp) = (c.flag_or("attention_bias", false)?, c.flag_or("mlp_bias", false)?);
+    d.each_layer(|_, l| {
+        l.attention = l.attention.biases(attention);
+        l.mlp.bias = mlp;
+    });
     Ok(d)
 }
 
@@ -82,8 +106,8 @@ pub fn llama(c: Config<'_>) -> Result<Decoder, ModelError> {
 /// # Errors
 /// As [`llama`].
 pub fn mistral(c: Config<'_>) -> Result<Decoder, ModelError> {
-    let mut d = common(c)?;
-    d.windows = windows(c, d.layers, true, 0)?;
+    let mut d = common(c, "hidden_act")?;
+    set_windows(c, &mut d, true, |_| true)?;
     Ok(d)
 }
 
@@ -92,14 +116,10 @@ pub fn mistral(c: Config<'_>) -> Result<Decoder, ModelError> {
 /// # Errors
 /// As [`llama`].
 pub fn qwen2(c: Config<'_>) -> Result<Decoder, ModelError> {
-    let mut d = common(c)?;
-    d.qkv_bias = true;
-    d.windows = windows(
-        c,
-        d.layers,
-        c.flag_or("use_sliding_window", false)?,
-        c.optional_u32("max_window_layers")?.unwrap_or(28) as usize,
-    )?;
+    let mut d = common(c, "hidden_act")?;
+    let first = c.optional_u32("max_window_layers")?.unwrap_or(28) as usize;
+    set_windows(c, &mut d, c.flag_or("use_sliding_window", false)?, |i| i >= first)?;
+    d.each_layer(|_, l| l.attention.qkv_bias = true);
     Ok(d)
 }
 
@@ -109,8 +129,79 @@ pub fn qwen2(c: Config<'_>) -> Result<Decoder, ModelError> {
 /// As [`llama`].
 pub fn qwen3(c: Config<'_>) -> Result<Decoder, ModelError> {
     let mut d = qwen2(c)?;
-    d.qk_norm = true;
-    d.qkv_bias = c.flag_or("attention_bias", false)?;
-    d.out_bias = d.qkv_bias;
+    let bias = c.flag_or("attention_bias", false)?;
+    d.each_layer(|_, l| {
+        l.attention = l.attention.biases(bias);
+        l.attention.qk_norm = Some(QkNorm { q: "self_attn.q_norm", k: "self_attn.k_norm", per_head: true });
+    });
+    Ok(d)
+}
+
+/// `model_type: granite`: Llama with factors on embeddings, scores, residuals and logits.
+///
+/// # Errors
+/// As [`llama`].
+pub fn granite(c: Config<'_>) -> Result<Decoder, ModelError> {
+    let mut d = llama(c)?;
+    let logits = c.number_or("logits_scaling", 1.0)?;
+    if logits == 0.0 {
+        return Err(c.unsupported("logits_scaling", "a divisor other than 0"));
+    }
+    d.head.scale = logits.recip() as f32;
+    d.stack.embeddings.scale = c.number_or("embedding_multiplier", 1.0)? as f32;
+    let (scores, residual) = (c.number_or("attention_multiplier", 1.0)?, c.number_or("residual_multiplier", 1.0)?);
+    d.each_layer(|_, l| {
+        l.attention.scale = scores;
+        l.residual = residual as f32;
+    });
+    Ok(d)
+}
+
+/// `model_type: smollm3`: some layers do not rotate.
+///
+/// # Errors
+/// As [`llama`].
+pub fn smollm3(c: Config<'_>) -> Result<Decoder, ModelError> {
+    let mut d = llama(c)?;
+    d.head.tied = c.flag_or("tie_word_embeddings", true)?;
+    let layers = d.stack.layers.len();
+    let interval = c.count_or("no_rope_layer_interval", 1 << 16, 4)?;
+    let rotates: Vec<bool> = match c.numbers("no_rope_layers")? {
+        Some(list) if list.len() == layers => list.iter().map(|v| *v != 0.0).collect(),
+        Some(_) => return Err(c.unsupported("no_rope_layers", "one entry per layer")),
+        None => (0..layers).map(|i| (i + 1) % interval != 0).collect(),
+    };
+    set_windows(c, &mut d, c.flag_or("use_sliding_window", false)?, |i| !rotates[i])?;
+    d.each_layer(|i, l| l.attention.rope = rotates[i].then_some(0));
+    Ok(d)
+}
+
+/// `model_type: olmo2`: norms on the sublayers' outputs, and on whole rows of queries and keys.
+///
+/// # Errors
+/// As [`llama`].
+pub fn olmo2(c: Config<'_>) -> Result<Decoder, ModelError> {
+    let mut d = common(c, "hidden_act")?;
+    let bias = c.flag_or("attention_bias", false)?;
+    d.each_layer(|_, l| {
+        l.attention = l.attention.biases(bias);
+        l.attention.norms = Norms { output: Some("post_attention_layernorm"), ..Norms::default() };
+        l.mlp.norms = Norms { output: Some("post_feedforward_layernorm"), ..Norms::default() };
+        l.attention.qk_norm = Some(QkNorm { q: "self_attn.q_norm", k: "self_attn.k_norm", per_head: false });
+    });
+    Ok(d)
+}
+
+/// `model_type: phi3`: one matrix for q, k and v and one for gate and up; LongRoPE; a window.
+///
+/// # Errors
+/// As [`llama`].
+pub fn phi3(c: Config<'_>) -> Result<Decoder, ModelError> {
+    let mut d = common(c, "hidden_act")?;
+    set_windows(c, &mut d, true, |_| true)?;
+    d.each_layer(|_, l| {
+        l.attention.qkv = Qkv::Fused { module: "self_attn.qkv_proj", order: FusedOrder::Blocks };
+        l.mlp.kind = MlpKind::GatedFused { gate_up: "mlp.gate_up_proj", down: "mlp.down_proj" };
+    });
     Ok(d)
 }

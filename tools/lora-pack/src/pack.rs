@@ -239,6 +239,11 @@ fn fill(spec: &TensorSpec, merged: &Merged<'_>) -> Result<Vec<f32>> {
 fn fill_part(part: &Part, width: usize, merged: &Merged<'_>) -> Result<Vec<f32>> {
     match &part.source {
         Source::Values(v) => Ok(v.clone()),
+        Source::Gather { name, index } => {
+            let values = merged.tensor_f32(name)?;
+            let pick = |i: &u32| values.get(*i as usize).copied();
+            index.iter().map(pick).collect::<Option<_>>().with_context(|| format!("{name} has too few values"))
+        }
         Source::Zeros => Ok(vec![0.0; part.rows * width]),
         Source::Checkpoint { name, transpose, rows } => {
             let values = merged.tensor_f32(name)?;
