@@ -630,10 +630,8 @@ impl<'c> Graph<'c> {
 fn push_part(parts: &mut Vec<Part>, part: Part) {
     if let Some(last) = parts.last_mut()
         && last.module == part.module
-        && let (
-            Source::Checkpoint { name, rows, .. },
-            Source::Checkpoint { name: next_name, rows: next, .. },
-        ) = (&mut last.source, &part.source)
+        && let (Source::Checkpoint { name, rows, .. }, Source::Checkpoint { name: next_name, rows: next, .. }) =
+            (&mut last.source, &part.source)
         && name == next_name
         && (rows.count, next.count) == (1, 1)
         && rows.start + rows.block == next.start
