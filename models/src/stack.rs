@@ -135,9 +135,9 @@ impl Stack {
     /// The module of the word table.
     #[must_use]
     pub fn word_module(&self, g: &Graph<'_>, prefix: &str) -> String {
-        let names = self.embeddings.words.iter().map(|w| format!("{prefix}{w}"));
-        let found = names.clone().find(|m| g.has(&format!("{m}.weight")));
-        found.or_else(|| names.last()).unwrap_or_default()
+        let words = self.embeddings.words;
+        let found = words.iter().find(|w| g.has(&format!("{prefix}{w}.weight"))).or(words.last());
+        format!("{prefix}{}", found.copied().unwrap_or_default())
     }
 
     /// The layers, under a prefix.
