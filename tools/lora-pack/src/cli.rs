@@ -40,6 +40,10 @@ pub enum Verb {
     Verify(VerifyArgs),
     /// Flash and RAM that a file needs, by context length
     Plan(PlanArgs),
+    /// What an adapter holds, what each of its options means, and whether it fits a base
+    Doctor(DoctorArgs),
+    /// Write the merged weights as a Hugging Face folder, for other tools
+    Export(ExportArgs),
     /// Pack the shipped demo model with its adapter and run it
     Demo(DemoArgs),
 }
@@ -106,6 +110,57 @@ pub struct CombineArgs {
     /// changed one
     #[arg(long, value_name = "original|residual")]
     pub init_base: Option<String>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  lora-pack doctor my-lora\n  lora-pack doctor my-lora --base SmolLM2-135M --json\n  lora-pack doctor checkpoints#second"
+)]
+pub struct DoctorArgs {
+    /// PEFT adapter folder; DIR#NAME for a named adapter in it
+    pub adapter: PathBuf,
+    /// Base model that it should fit
+    #[arg(long, value_name = "DIR|FILE")]
+    pub base: Option<PathBuf>,
+    /// Accept unknown adapter settings (each is still reported)
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  lora-pack export --base base --adapter my-lora --to safetensors -o merged\n  lora-pack export --base base --adapter a=0.7 --adapter b --combine ties --density 0.5 --dtype f32 -o merged"
+)]
+pub struct ExportArgs {
+    /// Base model: a Hugging Face folder, or a .safetensors file with its config.json beside it
+    #[arg(long, value_name = "DIR|FILE")]
+    pub base: PathBuf,
+    /// PEFT adapter folder, optionally with a weight (repeatable)
+    #[arg(long = "adapter", value_name = "DIR[=WEIGHT]")]
+    pub adapters: Vec<String>,
+    /// Combination.
+    #[command(flatten)]
+    pub combine: CombineArgs,
+    /// Format to write
+    #[arg(long, value_name = "FORMAT", default_value = "safetensors", value_parser = ["safetensors"])]
+    pub to: String,
+    /// Element type of the weights: f32, f16, bf16 (default: as the base stores them, rounded once)
+    #[arg(long, value_name = "TYPE", value_parser = ["f32", "f16", "bf16"])]
+    pub dtype: Option<String>,
+    /// Accept unknown adapter settings (each is still reported)
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Folder to write; it must not exist
+    #[arg(short = 'o', long = "out", value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 /// Arguments of `inspect`.
@@ -202,6 +257,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Inspect(a) => verb::inspect::run(&a),
         Verb::Verify(a) => verb::verify::run(&a),
         Verb::Plan(a) => verb::plan::run(&a),
+        Verb::Doctor(a) => verb::doctor::run(&a),
+        Verb::Export(a) => verb::export::run(&a),
         Verb::Demo(a) => verb::demo::run(&a),
     }
 }

@@ -6,7 +6,10 @@
 mod adapter;
 mod combine;
 pub mod config;
+mod delta;
+pub mod doctor;
 mod error;
+pub mod export;
 mod factors;
 mod init;
 mod keys;
@@ -29,7 +32,9 @@ use self::adapter::Adapter;
 pub use self::adapter::AdapterSpec;
 pub use self::combine::{Combine, MajoritySign};
 pub use self::config::{TaskType, Verdict};
+pub use self::delta::{Delta, LowRank};
 pub use self::error::{Level, MergeError, Note};
+pub use self::factors::Region;
 use self::names::Names;
 use self::plan::Planner;
 use self::recipe::{Inputs, Recipe};
@@ -152,7 +157,9 @@ impl<'a> Merged<'a> {
         planner.combine(&adapters)?;
         let Planner { mut names, tied, mut recipes, mut applied, notes: planned, .. } = planner;
         notes.extend(planned);
-        for group in &tied {
+        // An adapter file speaks of each member of a tied group by itself, and the base's program stays as it is.
+        let settling = if options.purpose == Purpose::Merge { tied.as_slice() } else { &[] };
+        for group in settling {
             layout::settle(group, &mut names, &mut recipes, base, &adapters, &mut config, &mut notes)?;
         }
         applied.retain(|name, _| recipes.contains_key(name));

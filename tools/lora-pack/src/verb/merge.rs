@@ -97,7 +97,7 @@ fn labels(arg: &str) -> Result<Vec<String>> {
 }
 
 /// A note in one printable line (names may come from files).
-fn note_line(note: &Note) -> String {
+pub fn note_line(note: &Note) -> String {
     let level = if note.level == Level::Warning { "warning" } else { "note" };
     format!("{level}: {}: {}", note.about, note.text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

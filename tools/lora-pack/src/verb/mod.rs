@@ -1,6 +1,8 @@
 //! One file per verb.
 
 pub mod demo;
+pub mod doctor;
+pub mod export;
 pub mod inspect;
 pub mod merge;
 pub mod plan;

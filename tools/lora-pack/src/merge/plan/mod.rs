@@ -134,6 +134,10 @@ impl<'a> Planner<'a> {
                 "an activated LoRA acts on a part of the prompt only and cannot be merged; make an adapter file of it";
             return Err(MergeError::refused(adapter.config_file(), "alora_invocation_tokens", why));
         }
+        if config.layer_replication.is_some() && self.options.purpose == Purpose::Adapter {
+            let why = "it changes the stack of layers, which an adapter file cannot; merge it into the base";
+            return Err(MergeError::refused(adapter.config_file(), "layer_replication", why));
+        }
         if self.options.combine.is_sum() {
             return Ok(());
         }

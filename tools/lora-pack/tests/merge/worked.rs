@@ -1,8 +1,6 @@
 //! Worked numbers: small cases whose results PEFT computed, one per rule.
 
-mod kit;
-
-use kit::{Kit, Tensor, close, integers, list, rows, tensor};
+use super::kit::{Kit, Tensor, close, integers, list, rows, tensor};
 use lora_pack::merge::{Combine, MergeOptions, TaskType};
 use serde_json::{Value, json};
 
@@ -163,7 +161,7 @@ fn dora_twice_uses_the_original_norms_in_order() {
     dora(&mut kit, [2.0, 7.0], a2, b2);
     let got = kit.tensor(Q);
     // by hand: V_a = m_a/‖W + Δ_a‖ · (W + Δ_a), then V_b = m_b/‖W + Δ_b‖ · (V_a + Δ_b)
-    let va = [[1.7320508f32; 3], [-2.6726124, -4.0089186, -1.3363062]];
+    let va = [[1.7320508f32; 3], [-2.6726124, -4.008919, -1.3363062]];
     let db = [[0.0f32, -4.0, 16.0], [0.0, -2.0, 8.0]];
     let w = [[1.0f32, 0.0, 2.0], [0.0, 1.0, -1.0]];
     let mut want = [[0f32; 3]; 2];

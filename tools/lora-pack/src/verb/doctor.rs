@@ -1,0 +1,27 @@
+//! `doctor`: what an adapter is, and whether it fits.
+
+use anyhow::{Result, bail};
+
+use crate::cli::DoctorArgs;
+use crate::merge::{AdapterSpec, doctor};
+use crate::source::BaseModel;
+
+/// Runs the verb.
+///
+/// # Errors
+/// An adapter that cannot be understood, or one that does not fit the base.
+pub fn run(args: &DoctorArgs) -> Result<()> {
+    let base = args.base.as_deref().map(BaseModel::open).transpose()?;
+    let report = doctor::report(&AdapterSpec::new(&args.adapter), base.as_ref(), args.force)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        // Names come from files.
+        let text = report.to_string();
+        print!("{}", text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect::<String>());
+    }
+    match report.fit {
+        Some(fit) if !fit.merges && !fit.attaches => bail!("{}", fit.problem.unwrap_or_default()),
+        _ => Ok(()),
+    }
+}

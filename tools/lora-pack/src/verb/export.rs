@@ -1,0 +1,38 @@
+//! `export`: merged weights for other tools.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::merge::{adapter_spec, applied, merge_options, note_line};
+use crate::cli::ExportArgs;
+use crate::merge::{Merged, export};
+use crate::source::{BaseModel, Dtype};
+
+/// Runs the verb.
+///
+/// # Errors
+/// Anything refused, named; no output folder is left then.
+pub fn run(args: &ExportArgs) -> Result<()> {
+    let base = BaseModel::open(&args.base)?;
+    let adapters = args.adapters.iter().map(|a| adapter_spec(a)).collect::<Result<Vec<_>>>()?;
+    let merged = Merged::new(&base, &adapters, &merge_options(&args.combine, args.force)?)?;
+    for note in merged.notes() {
+        eprintln!("{}", note_line(note));
+    }
+    let dtype = args.dtype.as_deref().and_then(|d| Dtype::from_name(&d.to_uppercase()));
+    export::safetensors(&merged, &args.out, dtype)?;
+    let (used, total) = applied(&merged);
+    if args.json {
+        let out = json!({
+            "out": args.out, "adapter_tensors_applied": used, "adapter_tensors": total,
+            "changed": merged.changed().len(), "tensors": merged.names().count(), "notes": merged.notes(),
+        });
+        println!("{out}");
+    } else {
+        println!("{}: {} tensors", args.out.display(), merged.names().count());
+        if total > 0 {
+            println!("  {used} of {total} adapter tensors applied, {} base tensors changed", merged.changed().len());
+        }
+    }
+    Ok(())
+}

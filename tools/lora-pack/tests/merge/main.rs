@@ -1,0 +1,8 @@
+//! Merging small models that the tests make themselves: no data from elsewhere is needed.
+
+mod docs;
+mod files;
+mod kit;
+mod outputs;
+mod tied;
+mod worked;
