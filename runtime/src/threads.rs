@@ -8,7 +8,7 @@
 //!
 //! The ticket is one word, `job number << 32 | next task`. To publish a job the caller (1) closes the ticket: the new
 //! number with a task number beyond every job's, (2) writes the job's fields, (3) opens the ticket at task 0. A thread reads the ticket's job
-//! number, then the fields, then takes a ticket: if the number is still the same, the fields belong to it, and if the
+//! number, then the fields, then takes a ticket by compare-and-swap: if the number is still the same, the fields belong to it, and if the
 //! task number is below the job's count, that task is unfinished, so `run` has not returned and the closure is alive.
 #![expect(unsafe_code, reason = "a job's closure is lent to the threads for the duration of `run`")]
 
@@ -22,7 +22,7 @@ use crate::session::workers::Workers;
 
 /// Times a thread looks for a new job before it sleeps: some tens of microseconds.
 const SPINS: u32 = 4_000;
-/// Task number of a closed ticket; jobs have fewer tasks, and takers add far less than what is left above it.
+/// Task number of a closed ticket; jobs have fewer tasks.
 const CLOSED: u64 = 1 << 31;
 
 type Task<'t> = &'t (dyn Fn(usize) + Sync);
@@ -88,11 +88,17 @@ impl Shared {
     /// Takes and runs tasks of job `job` until none are left.
     fn take_tasks(&self, job: u64) {
         let (task, tasks) = (self.task.load(Ordering::Acquire), self.tasks.load(Ordering::Acquire));
+        let mut ticket = self.ticket.load(Ordering::Acquire);
         loop {
-            let ticket = self.ticket.fetch_add(1, Ordering::AcqRel);
             let next = (ticket & 0xffff_ffff) as usize;
             if ticket >> 32 != job || next >= tasks {
                 return;
+            }
+            // Not `fetch_add`: a thread that is late must not take (and drop) a task of the job after its own.
+            if let Err(now) = self.ticket.compare_exchange_weak(ticket, ticket + 1, Ordering::AcqRel, Ordering::Acquire)
+            {
+                ticket = now;
+                continue;
             }
             // SAFETY: the ticket is of `job`, so `task` and `tasks` are that job's; task `next` has not returned, so `run`,
             // which owns the closure, is still waiting for it (see the module's documentation).
@@ -102,6 +108,7 @@ impl Shared {
                 self.failed.store(true, Ordering::Relaxed);
             }
             self.done.fetch_add(1, Ordering::Release);
+            ticket = self.ticket.load(Ordering::Acquire);
         }
     }
 }
@@ -230,6 +237,23 @@ mod tests {
                     });
                 }
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 20), "{n} threads, {tasks} tasks");
+            }
+        }
+    }
+
+    /// Late threads meet the next job: no task may get lost or run twice over many short jobs.
+    #[test]
+    fn short_jobs_in_quick_succession() {
+        for n in [2, 3, 5] {
+            let pool = Pool::new(n).unwrap();
+            for job in 0..30_000_usize {
+                let tasks = 2 + job % 5;
+                let sum = AtomicU64::new(0);
+                pool.run(tasks, &|i| {
+                    sum.fetch_add(1 << (8 * i), Ordering::Relaxed);
+                });
+                let expected = (0..tasks).map(|i| 1_u64 << (8 * i)).sum::<u64>();
+                assert_eq!(sum.load(Ordering::Relaxed), expected, "{n} threads, job {job}");
             }
         }
     }
