@@ -12,6 +12,7 @@
 //! | [`kernels`] | the instruction-set levels and the kernel table |
 //! | `ops` | operands → kernels, one file per op |
 //! | [`sampler`] | choosing the next token from a row of logits |
+//! | [`selftest`] | whether a device computes what the packer computed |
 //! | [`session`] | the arena, KV caches, one step |
 //! | [`tokenizer`] | tokenizers compiled to flat tables, used in place |
 //! | `map`, `threads` | file mapping and the worker pool (feature `std`) |
@@ -32,6 +33,7 @@ pub mod model;
 mod ops;
 pub mod program;
 pub mod sampler;
+pub mod selftest;
 pub mod session;
 #[cfg(feature = "std")]
 pub mod threads;

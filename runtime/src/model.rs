@@ -1,9 +1,10 @@
 //! A verified model: the file, its program and its tokenizer.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::record::{EntryKind, EntryRecord, FileKind, OutputRecord, ProblemType, Task};
+use crate::format::record::{EntryKind, EntryRecord, FileKind, OutputRecord, ProblemType, RowKind, Task};
 use crate::format::view::File;
 use crate::kernels::KvType;
+use crate::program::op::{Op, SelectRows};
 use crate::program::plan::{Plan, SessionConfig};
 use crate::program::verify;
 use crate::tokenizer::Tokenizer;
@@ -96,6 +97,21 @@ impl<'a> Model<'a> {
     #[must_use]
     pub fn outputs(&self, entry: &EntryRecord) -> &'a [OutputRecord] {
         &self.file.outputs[entry.output_start as usize..(entry.output_start + entry.output_count) as usize]
+    }
+
+    /// Whether an output has a row for every token of a step, else one for every output row.
+    #[must_use]
+    pub fn has_token_rows(&self, output: &OutputRecord) -> bool {
+        self.file.buffers.get(usize::from(output.at.buffer)).is_some_and(|b| b.rows == RowKind::Token as u16)
+    }
+
+    /// Whether an entry must see its whole input in one step: encoders, and what pools over the input or takes its
+    /// first row. Everything else gives the same bits however the input is cut into steps.
+    #[must_use]
+    pub fn needs_whole_input(&self, entry: &EntryRecord) -> bool {
+        let ops = &self.file.ops[entry.op_start as usize..(entry.op_start + entry.op_count) as usize];
+        let whole = |op: Op| matches!(op, Op::Pool { .. } | Op::Select { rows: SelectRows::First, .. });
+        entry.kind == EntryKind::Encode as u32 || ops.iter().any(|r| Op::parse(r).is_ok_and(whole))
     }
 
     /// Exact byte counts for a session.

@@ -31,8 +31,8 @@ impl Steps {
     pub fn of(model: &Model<'_>, len: usize, chunk: u32) -> Self {
         let whole = u32::try_from(len).unwrap_or(u32::MAX);
         let entry = if model.entry(EntryKind::Encode).is_ok() { EntryKind::Encode } else { EntryKind::Decode };
-        let pooled = matches!(model.task(), Task::FeatureExtraction | Task::Other);
-        let tokens = if entry == EntryKind::Encode || pooled { whole } else { whole.min(chunk) };
+        let needs_whole = model.entry(entry).is_ok_and(|e| model.needs_whole_input(e));
+        let tokens = if needs_whole { whole } else { whole.min(chunk) };
         Self { entry, tokens, every_row: entry == EntryKind::Decode && model.task() == Task::CausalLm }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use lora_runtime::format::{EntryKind, NONE, OutputRecord, RowKind};
+use lora_runtime::format::{EntryKind, NONE, OutputRecord};
 use lora_runtime::{Model, Session};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize_to_file};
@@ -150,10 +150,7 @@ struct Collector {
 impl Collector {
     fn new(model: &Model<'_>, steps: Steps, tokens: usize) -> Result<Self> {
         let outputs = model.outputs(model.entry(steps.entry)?);
-        let token_rows = |o: &OutputRecord| {
-            model.file.buffers.get(usize::from(o.at.buffer)).is_some_and(|b| b.rows == RowKind::Token as u16)
-        };
-        let per_token: Vec<bool> = outputs.iter().map(|o| steps.every_row || token_rows(o)).collect();
+        let per_token: Vec<bool> = outputs.iter().map(|o| steps.every_row || model.has_token_rows(o)).collect();
         let tensor = |(o, per_token): (&OutputRecord, &bool)| Tensor {
             name: model.file.str(o.name).to_owned(),
             shape: match (*per_token, o.width as usize) {
