@@ -1,8 +1,8 @@
-//! The command line: arguments of every verb, and the dispatch to `verb/`.
+//! The command line: the verbs, what several of them take, and the dispatch. The arguments of one verb stand in its file.
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use lora_runtime::kernels::{KvType, Level};
 
 use crate::verb;
@@ -32,31 +32,31 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Continue a prompt
-    Generate(GenerateArgs),
+    Generate(verb::generate::Args),
     /// Talk with a model
-    Chat(ChatArgs),
+    Chat(verb::chat::Args),
     /// Label texts
-    Classify(ClassifyArgs),
+    Classify(verb::classify::Args),
     /// Label the words of texts (names, slots, …)
-    Tag(TagArgs),
+    Tag(verb::tag::Args),
     /// Find the answer to a question in a text
-    Qa(QaArgs),
+    Qa(verb::qa::Args),
     /// Turn texts into vectors
-    Embed(EmbedArgs),
+    Embed(verb::embed::Args),
     /// Order documents by how well they fit a query
-    Rerank(RerankArgs),
+    Rerank(verb::rerank::Args),
     /// Rewrite texts with an encoder-decoder model
-    Seq2seq(Seq2seqArgs),
+    Seq2seq(verb::seq2seq::Args),
     /// Text to token ids
-    Tokenize(TokenizeArgs),
+    Tokenize(verb::tokenize::Args),
     /// Token ids to text
-    Detokenize(DetokenizeArgs),
+    Detokenize(verb::detokenize::Args),
     /// Run exactly these token ids and write every output
-    Raw(RawArgs),
+    Raw(verb::raw::Args),
     /// Measure the speed of a model here
-    Bench(BenchArgs),
+    Bench(verb::bench::Args),
     /// Check that this machine computes what the packer computed
-    Selftest(SelftestArgs),
+    Selftest(verb::selftest::Args),
 }
 
 /// The model and how to run it.
@@ -107,65 +107,11 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "S", help_heading = "Choosing tokens")]
     pub seed: Option<u64>,
     /// Stop before this text (repeatable)
-    #[arg(long, value_name = "TEXT", help_heading = "Choosing tokens")]
+    #[arg(long, value_name = "TEXT", help_heading = "Choosing tokens", allow_hyphen_values = true)]
     pub stop: Vec<String>,
     /// Go on past the model's end tokens
     #[arg(long, help_heading = "Choosing tokens")]
     pub ignore_eos: bool,
-}
-
-/// Arguments of `generate`.
-#[derive(Debug, Args)]
-#[command(group = ArgGroup::new("input").required(true).args(["prompt", "ids", "file"]), after_help = "\
-Examples:
-  lora-run generate model.lpk -p 'Once upon a time' -n 100
-  lora-run generate model.lpk -p 'What is the capital of France?' --chat --system 'Answer briefly.'
-  lora-run generate model.lpk -p 'List: a, b,' --temp 0 --stop $'\\n' --json
-  lora-run generate model.lpk --ids 1,306,4658 -n 20 --temp 0 --json
-  lora-run generate model.lpk --file prompts.jsonl --json > answers.jsonl
-      a line in:  {\"prompt\": \"Once upon a time\"}   or   {\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}
-      a line out: {\"text\": \" there was …\", \"ids\": [ … ], … }")]
-pub struct GenerateArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The prompt; `-` reads standard input
-    #[arg(short = 'p', long, value_name = "TEXT")]
-    pub prompt: Option<String>,
-    /// The prompt as token ids
-    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
-    pub ids: Vec<u32>,
-    /// One request a line; `-` reads standard input
-    #[arg(long, value_name = "F.jsonl")]
-    pub file: Option<PathBuf>,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-    /// Take the prompt as a chat message: put it into the model's chat template
-    #[arg(long, conflicts_with = "ids")]
-    pub chat: bool,
-    /// System message of the chat template
-    #[arg(long, value_name = "TEXT", requires = "chat")]
-    pub system: Option<String>,
-    /// Print one JSON object (with --file one a line)
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `chat`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  lora-run chat model.lpk
-  lora-run chat model.lpk --system 'You are a pirate.' --temp 0.7 --ctx 4096
-
-Commands in the chat: /help /reset /system TEXT /exit. Ctrl-C stops an answer, at the prompt it ends the chat.")]
-pub struct ChatArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-    /// System message
-    #[arg(long, value_name = "TEXT")]
-    pub system: Option<String>,
 }
 
 /// One text, or a file of requests.
@@ -175,7 +121,7 @@ pub struct TextArgs {
     #[arg(value_name = "TEXT", conflicts_with = "file", required_unless_present_any = ["file", "text_flag"])]
     pub text: Option<String>,
     /// The text, as a flag
-    #[arg(short = 'p', long = "text", value_name = "TEXT", id = "text_flag", conflicts_with_all = ["text", "file"])]
+    #[arg(short = 'p', long = "text", value_name = "TEXT", id = "text_flag", conflicts_with_all = ["text", "file"], allow_hyphen_values = true)]
     pub text_flag: Option<String>,
     #[command(flatten)]
     pub requests: RequestArgs,
@@ -198,250 +144,6 @@ pub struct RequestArgs {
     #[arg(long)]
     pub truncate: bool,
     /// Print one JSON object (with --file one a line)
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `classify`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  lora-run classify intents.lpk 'turn on the kitchen light'
-  lora-run classify nli.lpk 'A man sleeps.' --pair 'Nobody is awake.' --json
-  lora-run classify intents.lpk --file texts.jsonl --json > labels.jsonl
-      a line in:  {\"text\": \"turn on the kitchen light\"}      (a pair: also \"pair\")
-      a line out: {\"label\": \"light_on\", \"scores\": {\"light_on\": 0.98, … }}")]
-pub struct ClassifyArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub text: TextArgs,
-    /// The second text of a pair
-    #[arg(long, value_name = "TEXT", conflicts_with = "file")]
-    pub pair: Option<String>,
-}
-
-/// Arguments of `tag`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  lora-run tag slots.lpk 'turn on the lamp in the hall'
-  lora-run tag slots.lpk --file sentences.jsonl --json > tags.jsonl
-      a line in:  {\"text\": \"turn on the lamp\"}   or   {\"tokens\": [\"turn\", \"on\", \"the\", \"lamp\"]}
-      a line out: {\"tags\": [\"O\", \"O\", \"O\", \"B-device\"], \"spans\": [{\"label\": \"device\", \"text\": \"lamp\", … }]}
-
-Given words keep their tags one for one; in a text the words are the tokenizer's. Spans count characters.")]
-pub struct TagArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub text: TextArgs,
-}
-
-/// Arguments of `qa`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  lora-run qa qa.lpk --question 'Who keeps it?' --context 'The harbour master keeps a notebook.'
-  lora-run qa qa.lpk --file questions.jsonl --json > answers.jsonl
-      a line in:  {\"question\": \"Who keeps it?\", \"context\": \"The harbour master keeps a notebook.\"}
-      a line out: {\"answer\": \"The harbour master\", \"start\": 0, \"end\": 18, \"score\": 11.5}
-
-The score is the sum of the start and end logits. A context beyond the model's positions is read in overlapping windows.")]
-pub struct QaArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The question
-    #[arg(short = 'q', long, value_name = "TEXT", requires = "context", required_unless_present = "file")]
-    pub question: Option<String>,
-    /// The text that holds the answer
-    #[arg(short = 'c', long, value_name = "TEXT", requires = "question", required_unless_present = "file")]
-    pub context: Option<String>,
-    /// One request a line; `-` reads standard input
-    #[arg(long, value_name = "F.jsonl", conflicts_with = "question")]
-    pub file: Option<PathBuf>,
-    /// Longest answer in tokens
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_answer: u32,
-    /// Print one JSON object (with --file one a line)
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `embed`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  lora-run embed embed.lpk 'a sentence' --json
-  lora-run embed embed.lpk --file texts.jsonl --json > vectors.jsonl
-      a line in:  {\"text\": \"a sentence\"}
-      a line out: {\"embedding\": [0.0123, … ]}")]
-pub struct EmbedArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub text: TextArgs,
-    /// How the vectors of the tokens become one: mean, cls (the first), last (default: the model's)
-    #[arg(long, value_name = "HOW", value_parser = ["mean", "cls", "last"])]
-    pub pool: Option<String>,
-}
-
-/// Arguments of `rerank`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  lora-run rerank ranker.lpk --query 'how to reset' 'Hold the button.' 'The cat sat.' --json
-  lora-run rerank ranker.lpk --file queries.jsonl --json
-      a line in:  {\"query\": \"how to reset\", \"documents\": [\"Hold the button.\", \"The cat sat.\"]}
-      a line out: {\"scores\": [4.1, -7.2], \"order\": [0, 1]}
-
-A classifier (cross-encoder) scores each pair; an embedding model scores by cosine similarity.")]
-pub struct RerankArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// What is looked for
-    #[arg(short = 'q', long, value_name = "TEXT", required_unless_present = "file")]
-    pub query: Option<String>,
-    /// The documents
-    #[arg(value_name = "TEXT", required_unless_present = "file")]
-    pub documents: Vec<String>,
-    #[command(flatten)]
-    pub requests: RequestArgs,
-}
-
-/// Arguments of `seq2seq`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  lora-run seq2seq normalize.lpk 'It costs $5.' --json
-  lora-run seq2seq normalize.lpk --file texts.jsonl --json > texts.out.jsonl
-      a line in:  {\"text\": \"It costs $5.\"}
-      a line out: {\"text\": \"It costs five dollars.\", … }")]
-pub struct Seq2seqArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub text: TextArgs,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-}
-
-/// Arguments of `tokenize`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  lora-run tokenize model.lpk 'Hello world'
-  lora-run tokenize model.lpk --file story.txt --json
-  lora-run tokenize model.lpk 'a question' --pair 'a text' --no-special --json")]
-pub struct TokenizeArgs {
-    /// The model file
-    pub model: PathBuf,
-    /// The text
-    #[arg(value_name = "TEXT", required_unless_present = "file", conflicts_with = "file")]
-    pub text: Option<String>,
-    /// A file that holds the text; `-` reads standard input
-    #[arg(long, value_name = "F")]
-    pub file: Option<PathBuf>,
-    /// The second text of a pair
-    #[arg(long, value_name = "TEXT")]
-    pub pair: Option<String>,
-    /// Without the tokens that the model's template adds
-    #[arg(long)]
-    pub no_special: bool,
-    /// Print one JSON object: ids, tokens, offsets in characters
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `detokenize`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  lora-run detokenize model.lpk --ids 1,15043,3186
-  lora-run detokenize model.lpk --ids 1,15043,3186 --keep-special")]
-pub struct DetokenizeArgs {
-    /// The model file
-    pub model: PathBuf,
-    /// The ids
-    #[arg(long, value_name = "1,2,3", value_delimiter = ',', required = true)]
-    pub ids: Vec<u32>,
-    /// Print special tokens too
-    #[arg(long)]
-    pub keep_special: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `raw`.
-#[derive(Debug, Args)]
-#[command(group = ArgGroup::new("input").required(true).args(["ids", "ids_file"]), after_help = "\
-Examples:
-  lora-run raw model.lpk --ids 1,2,3 --out logits.safetensors
-  lora-run raw t5.lpk --ids 37,1712,1 --decoder-ids 0,37 --out logits.safetensors
-  lora-run raw model.lpk --ids-file inputs.json --chunk 16 --out logits.safetensors
-      inputs.json: {\"ids\": [1, 2, 3], \"token_type_ids\": [0, 0, 1], \"decoder_ids\": [0]}   or a list of such
-      objects: their outputs are named 0.logits, 1.logits, …
-
-Outputs are float32, row-major: logits [tokens, vocabulary] of a language model, [labels] or [tokens, labels] of a
-classifier, start_logits and end_logits [tokens], last_hidden_state [tokens, hidden], mean_pooled [hidden], …")]
-pub struct RawArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Token ids
-    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
-    pub ids: Vec<u32>,
-    /// Token ids of a second segment (token type 1), after the first
-    #[arg(long, value_name = "4,5", value_delimiter = ',', requires = "ids")]
-    pub pair_ids: Vec<u32>,
-    /// Decoder ids of an encoder-decoder
-    #[arg(long, value_name = "0,5", value_delimiter = ',', requires = "ids")]
-    pub decoder_ids: Vec<u32>,
-    /// A JSON file with the ids
-    #[arg(long, value_name = "F.json")]
-    pub ids_file: Option<PathBuf>,
-    /// File to write
-    #[arg(short = 'o', long, value_name = "OUT.safetensors")]
-    pub out: PathBuf,
-}
-
-/// Arguments of `bench`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  lora-run bench model.lpk
-  lora-run bench model.lpk -p 128,512 -n 64 -t 1,2,4 -r 5 --json
-  lora-run bench model.lpk --isa avx2          (compare instruction sets)
-
-Rows: ppN reads a prompt of N tokens, tgN generates N tokens; tokens per second, median and range of the repetitions.")]
-pub struct BenchArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Prompt lengths to measure; 0 for none
-    #[arg(short = 'p', long, value_name = "N,N", value_delimiter = ',', default_values_t = [128, 512])]
-    pub prompt: Vec<u32>,
-    /// Tokens to generate; 0 for none
-    #[arg(short = 'n', long, value_name = "N,N", value_delimiter = ',', default_values_t = [64])]
-    pub generate: Vec<u32>,
-    /// Numbers of threads (default: one for each CPU)
-    #[arg(short = 't', value_name = "N,N", value_delimiter = ',', conflicts_with = "threads",
-          value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub thread_counts: Vec<u16>,
-    /// Repetitions
-    #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub repeat: u32,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Arguments of `selftest`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lora-run selftest model.lpk\n  lora-run selftest model.lpk --json")]
-pub struct SelftestArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }

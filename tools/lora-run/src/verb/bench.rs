@@ -9,10 +9,40 @@ use lora_runtime::threads::{ArenaBox, Pool};
 use lora_runtime::{Model, Segment, Session, Step};
 use serde_json::{Value as Json, json};
 
-use crate::cli::BenchArgs;
+use crate::cli::ModelArgs;
 use crate::load::{Host, positions};
 use crate::output::{Out, note};
 use crate::stats::human;
+
+/// Arguments of `bench`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lora-run bench model.lpk
+  lora-run bench model.lpk -p 128,512 -n 64 -t 1,2,4 -r 5 --json
+  lora-run bench model.lpk --isa avx2          (compare instruction sets)
+
+Rows: ppN reads a prompt of N tokens, tgN generates N tokens; tokens per second, median and range of the repetitions.")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Prompt lengths to measure; 0 for none
+    #[arg(short = 'p', long, value_name = "N,N", value_delimiter = ',', default_values_t = [128, 512])]
+    pub prompt: Vec<u32>,
+    /// Tokens to generate; 0 for none
+    #[arg(short = 'n', long, value_name = "N,N", value_delimiter = ',', default_values_t = [64])]
+    pub generate: Vec<u32>,
+    /// Numbers of threads (default: one for each CPU)
+    #[arg(short = 't', value_name = "N,N", value_delimiter = ',', conflicts_with = "threads",
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub thread_counts: Vec<u16>,
+    /// Repetitions
+    #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// What a row measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +71,7 @@ impl Test {
 ///
 /// # Errors
 /// The file is not sound, or nothing was measured.
-pub fn run(args: &BenchArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     let load_ms = host.since_start().as_secs_f64() * 1e3;
@@ -86,7 +116,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-fn report(args: &BenchArgs, model: &Model<'_>, host: &Host, load_ms: f64, rows: Vec<Json>) -> Json {
+fn report(args: &Args, model: &Model<'_>, host: &Host, load_ms: f64, rows: Vec<Json>) -> Json {
     json!({
         "model": args.model.model.display().to_string(),
         "architecture": model.file.str(model.file.info.architecture),
@@ -100,7 +130,7 @@ fn report(args: &BenchArgs, model: &Model<'_>, host: &Host, load_ms: f64, rows: 
 }
 
 /// The tests that fit the model; what does not is said.
-fn tests(args: &BenchArgs, model: &Model<'_>) -> Vec<Test> {
+fn tests(args: &Args, model: &Model<'_>) -> Vec<Test> {
     let decodes = model.entry(EntryKind::Decode).is_ok();
     let prompts = args.prompt.iter().map(|n| Test::Prompt(*n));
     let generates = args.generate.iter().filter(|_| decodes).map(|n| Test::Generate(*n));

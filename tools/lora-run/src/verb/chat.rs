@@ -13,13 +13,31 @@ use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
 use super::check_task;
-use crate::cli::ChatArgs;
+use crate::cli::{ModelArgs, SamplingArgs};
 use crate::exit::one_line;
 use crate::generation::{Continuation, Ending, Request, Settings, continue_prompt};
 use crate::load::{Host, Room, positions};
 use crate::output::{Out, interactive, note};
 use crate::template::ChatTemplate;
 use crate::text::prompt_ids;
+
+/// Arguments of `chat`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lora-run chat model.lpk
+  lora-run chat model.lpk --system 'You are a pirate.' --temp 0.7 --ctx 4096
+
+Commands in the chat: /help /reset /system TEXT /exit. Ctrl-C stops an answer, at the prompt it ends the chat.")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// System message
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+}
 
 /// Positions that a conversation may take, unless `--ctx` says otherwise.
 const CONTEXT: u32 = 2048;
@@ -37,7 +55,7 @@ Ctrl-C stops an answer.";
 ///
 /// # Errors
 /// The model does not chat; a message that fails is reported and the chat goes on.
-pub fn run(args: &ChatArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     check_task(&model, &[Task::CausalLm])?;

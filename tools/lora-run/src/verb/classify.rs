@@ -7,17 +7,36 @@ use lora_runtime::tokenizer::Encoding;
 use serde_json::{Map, Value as Json, json};
 
 use super::{check_task, label_name, probability};
-use crate::cli::ClassifyArgs;
+use crate::cli::{ModelArgs, TextArgs};
 use crate::forward::{Ids, Steps, run_alone};
 use crate::load::{Host, Room, positions};
 use crate::requests::{number, optional_text, serve, text};
 use crate::text::{encode, fit, token_types};
 
+/// Arguments of `classify`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lora-run classify intents.lpk 'turn on the kitchen light'
+  lora-run classify nli.lpk 'A man sleeps.' --pair 'Nobody is awake.' --json
+  lora-run classify intents.lpk --file texts.jsonl --json > labels.jsonl
+      a line in:  {\"text\": \"turn on the kitchen light\"}      (a pair: also \"pair\")
+      a line out: {\"label\": \"light_on\", \"scores\": {\"light_on\": 0.98, … }}")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// The second text of a pair
+    #[arg(long, value_name = "TEXT", conflicts_with = "file", allow_hyphen_values = true)]
+    pub pair: Option<String>,
+}
+
 /// Runs the verb.
 ///
 /// # Errors
 /// The model does not classify, or a text does not fit.
-pub fn run(args: &ClassifyArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     check_task(&model, &[Task::SeqCls])?;

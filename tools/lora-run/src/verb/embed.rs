@@ -6,17 +6,35 @@ use lora_runtime::format::Task;
 use serde_json::{Value as Json, json};
 
 use super::check_task;
-use crate::cli::EmbedArgs;
+use crate::cli::{ModelArgs, TextArgs};
 use crate::forward::{Ids, Steps, run_alone};
 use crate::load::{Host, Room, positions};
 use crate::requests::{number, serve, text};
 use crate::text::{encode, fit, token_types};
 
+/// Arguments of `embed`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lora-run embed embed.lpk 'a sentence' --json
+  lora-run embed embed.lpk --file texts.jsonl --json > vectors.jsonl
+      a line in:  {\"text\": \"a sentence\"}
+      a line out: {\"embedding\": [0.0123, … ]}")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// How the vectors of the tokens become one: mean, cls (the first), last (default: the model's)
+    #[arg(long, value_name = "HOW", value_parser = ["mean", "cls", "last"])]
+    pub pool: Option<String>,
+}
+
 /// Runs the verb.
 ///
 /// # Errors
 /// The model does not embed, or a text does not fit.
-pub fn run(args: &EmbedArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     check_task(&model, &[Task::FeatureExtraction, Task::Other])?;

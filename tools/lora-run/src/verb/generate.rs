@@ -1,15 +1,16 @@
 //! `generate`: continues prompts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use clap::ArgGroup;
 use lora_runtime::Model;
 use lora_runtime::format::Task;
 use serde_json::{Value as Json, json};
 
 use super::check_task;
-use crate::cli::GenerateArgs;
+use crate::cli::{ModelArgs, SamplingArgs};
 use crate::generation::{Continuation, Request, Settings, generate};
 use crate::load::{Host, Room};
 use crate::output::{Out, note};
@@ -17,11 +18,47 @@ use crate::requests::{for_each, optional_text, read_text};
 use crate::template::ChatTemplate;
 use crate::text::prompt_ids;
 
+/// Arguments of `generate`.
+#[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("input").required(true).args(["prompt", "ids", "file"]), after_help = "\
+Examples:
+  lora-run generate model.lpk -p 'Once upon a time' -n 100
+  lora-run generate model.lpk -p 'What is the capital of France?' --chat --system 'Answer briefly.'
+  lora-run generate model.lpk -p 'List: a, b,' --temp 0 --stop $'\\n' --json
+  lora-run generate model.lpk --ids 1,306,4658 -n 20 --temp 0 --json
+  lora-run generate model.lpk --file prompts.jsonl --json > answers.jsonl
+      a line in:  {\"prompt\": \"Once upon a time\"}   or   {\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}
+      a line out: {\"text\": \" there was …\", \"ids\": [ … ], … }")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The prompt; `-` reads standard input
+    #[arg(short = 'p', long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// The prompt as token ids
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
+    pub ids: Vec<u32>,
+    /// One request a line; `-` reads standard input
+    #[arg(long, value_name = "F.jsonl")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Take the prompt as a chat message: put it into the model's chat template
+    #[arg(long, conflicts_with = "ids")]
+    pub chat: bool,
+    /// System message of the chat template
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// Print one JSON object (with --file one a line)
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Runs the verb.
 ///
 /// # Errors
 /// The model does not generate, a prompt does not fit, a request is malformed.
-pub fn run(args: &GenerateArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     check_task(&model, &[Task::CausalLm, Task::Seq2SeqLm])?;

@@ -1,5 +1,7 @@
 //! `qa`: the answer to a question, as a span of a text.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, bail};
 use lora_runtime::Model;
 use lora_runtime::format::Task;
@@ -7,11 +9,55 @@ use lora_runtime::tokenizer::{Encoding, Token};
 use serde_json::{Value as Json, json};
 
 use super::check_task;
-use crate::cli::QaArgs;
+use crate::cli::ModelArgs;
 use crate::forward::{Ids, Steps, run_alone};
 use crate::load::{Host, Room, positions};
 use crate::requests::{number, serve, text};
 use crate::text::{encode, token_types};
+
+/// Arguments of `qa`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lora-run qa qa.lpk --question 'Who keeps it?' --context 'The harbour master keeps a notebook.'
+  lora-run qa qa.lpk --file questions.jsonl --json > answers.jsonl
+      a line in:  {\"question\": \"Who keeps it?\", \"context\": \"The harbour master keeps a notebook.\"}
+      a line out: {\"answer\": \"The harbour master\", \"start\": 0, \"end\": 18, \"score\": 11.5}
+
+The score is the sum of the start and end logits. A context beyond the model's positions is read in overlapping windows.")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The question
+    #[arg(
+        short = 'q',
+        long,
+        value_name = "TEXT",
+        requires = "context",
+        required_unless_present = "file",
+        allow_hyphen_values = true
+    )]
+    pub question: Option<String>,
+    /// The text that holds the answer
+    #[arg(
+        short = 'c',
+        long,
+        value_name = "TEXT",
+        requires = "question",
+        required_unless_present = "file",
+        allow_hyphen_values = true
+    )]
+    pub context: Option<String>,
+    /// One request a line; `-` reads standard input
+    #[arg(long, value_name = "F.jsonl", conflicts_with = "question")]
+    pub file: Option<PathBuf>,
+    /// Longest answer in tokens
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_answer: u32,
+    /// Print one JSON object (with --file one a line)
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Tokens that neighbouring windows of a long context share.
 const OVERLAP: usize = 128;
@@ -20,7 +66,7 @@ const OVERLAP: usize = 128;
 ///
 /// # Errors
 /// The model does not answer questions, or the question alone does not fit.
-pub fn run(args: &QaArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     check_task(&model, &[Task::QuestionAnswering])?;

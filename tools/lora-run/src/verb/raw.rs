@@ -1,18 +1,51 @@
 //! `raw`: exactly these token ids, every output to a file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use clap::ArgGroup;
 use lora_runtime::format::{EntryKind, NONE, OutputRecord};
 use lora_runtime::{Model, Session};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize_to_file};
 use serde_json::Value as Json;
 
-use crate::cli::RawArgs;
+use crate::cli::ModelArgs;
 use crate::forward::{Ids, Steps, forward};
 use crate::load::{Host, Room};
 use crate::output::note;
+
+/// Arguments of `raw`.
+#[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("input").required(true).args(["ids", "ids_file"]), after_help = "\
+Examples:
+  lora-run raw model.lpk --ids 1,2,3 --out logits.safetensors
+  lora-run raw t5.lpk --ids 37,1712,1 --decoder-ids 0,37 --out logits.safetensors
+  lora-run raw model.lpk --ids-file inputs.json --chunk 16 --out logits.safetensors
+      inputs.json: {\"ids\": [1, 2, 3], \"token_type_ids\": [0, 0, 1], \"decoder_ids\": [0]}   or a list of such
+      objects: their outputs are named 0.logits, 1.logits, …
+
+Outputs are float32, row-major: logits [tokens, vocabulary] of a language model, [labels] or [tokens, labels] of a
+classifier, start_logits and end_logits [tokens], last_hidden_state [tokens, hidden], mean_pooled [hidden], …")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Token ids
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
+    pub ids: Vec<u32>,
+    /// Token ids of a second segment (token type 1), after the first
+    #[arg(long, value_name = "4,5", value_delimiter = ',', requires = "ids")]
+    pub pair_ids: Vec<u32>,
+    /// Decoder ids of an encoder-decoder
+    #[arg(long, value_name = "0,5", value_delimiter = ',', requires = "ids")]
+    pub decoder_ids: Vec<u32>,
+    /// A JSON file with the ids
+    #[arg(long, value_name = "F.json")]
+    pub ids_file: Option<PathBuf>,
+    /// File to write
+    #[arg(short = 'o', long, value_name = "OUT.safetensors")]
+    pub out: PathBuf,
+}
 
 /// One input.
 #[derive(Default)]
@@ -33,7 +66,7 @@ struct Tensor {
 ///
 /// # Errors
 /// The ids do not fit the model, or a file cannot be read or written.
-pub fn run(args: &RawArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     let (inputs, named) = match &args.ids_file {
@@ -59,7 +92,7 @@ pub fn run(args: &RawArgs) -> Result<()> {
     Ok(())
 }
 
-fn from_arguments(args: &RawArgs) -> Input {
+fn from_arguments(args: &Args) -> Input {
     let ids = [args.ids.as_slice(), &args.pair_ids].concat();
     let types = if args.pair_ids.is_empty() {
         Vec::new()

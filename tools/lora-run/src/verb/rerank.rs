@@ -8,16 +8,39 @@ use serde_json::{Value as Json, json};
 use super::check_task;
 use super::classify::label_scores;
 use super::embed::{embed, pooled_output};
-use crate::cli::RerankArgs;
+use crate::cli::{ModelArgs, RequestArgs};
 use crate::load::{Host, Room, positions};
 use crate::requests::{number, serve, text, texts};
 use crate::text::{encode, fit};
+
+/// Arguments of `rerank`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lora-run rerank ranker.lpk --query 'how to reset' 'Hold the button.' 'The cat sat.' --json
+  lora-run rerank ranker.lpk --file queries.jsonl --json
+      a line in:  {\"query\": \"how to reset\", \"documents\": [\"Hold the button.\", \"The cat sat.\"]}
+      a line out: {\"scores\": [4.1, -7.2], \"order\": [0, 1]}
+
+A classifier (cross-encoder) scores each pair; an embedding model scores by cosine similarity.")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What is looked for
+    #[arg(short = 'q', long, value_name = "TEXT", required_unless_present = "file", allow_hyphen_values = true)]
+    pub query: Option<String>,
+    /// The documents
+    #[arg(value_name = "TEXT", required_unless_present = "file")]
+    pub documents: Vec<String>,
+    #[command(flatten)]
+    pub requests: RequestArgs,
+}
 
 /// Runs the verb.
 ///
 /// # Errors
 /// The model neither classifies nor embeds, or a text does not fit.
-pub fn run(args: &RerankArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     check_task(&model, &[Task::SeqCls, Task::FeatureExtraction, Task::Other])?;

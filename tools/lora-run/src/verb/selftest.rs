@@ -8,15 +8,26 @@ use lora_runtime::threads::{ArenaBox, Pool};
 use lora_runtime::{Model, Session};
 use serde_json::json;
 
-use crate::cli::SelftestArgs;
+use crate::cli::ModelArgs;
 use crate::load::Host;
 use crate::output::Out;
+
+/// Arguments of `selftest`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  lora-run selftest model.lpk\n  lora-run selftest model.lpk --json")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the verb.
 ///
 /// # Errors
 /// The file holds no golden result, or this machine computes another.
-pub fn run(args: &SelftestArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     let Some(golden) = Golden::of(&model) else {

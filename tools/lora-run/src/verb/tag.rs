@@ -7,17 +7,34 @@ use lora_runtime::tokenizer::{Encoding, Input, Token};
 use serde_json::{Value as Json, json};
 
 use super::{check_task, label_name, probability};
-use crate::cli::TagArgs;
+use crate::cli::{ModelArgs, TextArgs};
 use crate::forward::{Ids, Steps, run_alone};
 use crate::load::{Host, Room, positions};
 use crate::requests::{serve, text, texts};
 use crate::text::{encode, fit, token_types};
 
+/// Arguments of `tag`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lora-run tag slots.lpk 'turn on the lamp in the hall'
+  lora-run tag slots.lpk --file sentences.jsonl --json > tags.jsonl
+      a line in:  {\"text\": \"turn on the lamp\"}   or   {\"tokens\": [\"turn\", \"on\", \"the\", \"lamp\"]}
+      a line out: {\"tags\": [\"O\", \"O\", \"O\", \"B-device\"], \"spans\": [{\"label\": \"device\", \"text\": \"lamp\", … }]}
+
+Given words keep their tags one for one; in a text the words are the tokenizer's. Spans count characters.")]
+pub struct Args {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub text: TextArgs,
+}
+
 /// Runs the verb.
 ///
 /// # Errors
 /// The model does not tag, or a text does not fit.
-pub fn run(args: &TagArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     check_task(&model, &[Task::TokenCls])?;

@@ -1,21 +1,49 @@
 //! `tokenize`: text to token ids.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use lora_runtime::Model;
 use lora_runtime::map::Mapping;
 use serde_json::json;
 
-use crate::cli::TokenizeArgs;
 use crate::load;
 use crate::output::Out;
 use crate::requests::read_text;
 use crate::text::encode;
 
+/// Arguments of `tokenize`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lora-run tokenize model.lpk 'Hello world'
+  lora-run tokenize model.lpk --file story.txt --json
+  lora-run tokenize model.lpk 'a question' --pair 'a text' --no-special --json")]
+pub struct Args {
+    /// The model file
+    pub model: PathBuf,
+    /// The text
+    #[arg(value_name = "TEXT", required_unless_present = "file", conflicts_with = "file")]
+    pub text: Option<String>,
+    /// A file that holds the text; `-` reads standard input
+    #[arg(long, value_name = "F")]
+    pub file: Option<PathBuf>,
+    /// The second text of a pair
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub pair: Option<String>,
+    /// Without the tokens that the model's template adds
+    #[arg(long)]
+    pub no_special: bool,
+    /// Print one JSON object: ids, tokens, offsets in characters
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Runs the verb.
 ///
 /// # Errors
 /// The file has no tokenizer, or the text cannot be read.
-pub fn run(args: &TokenizeArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let mapping: Mapping = load::map(&args.model)?;
     let model: Model<'_> = load::verify(&mapping, &args.model)?;
     let text = match (&args.text, &args.file) {
