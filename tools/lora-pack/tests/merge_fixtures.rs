@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use lora_pack::merge::{AdapterSpec, Combine, MajoritySign, MergeOptions, Merged};
+use lora_pack::merge::{AdapterSpec, Combine, Delta, MajoritySign, MergeOptions, Merged, Purpose};
 use lora_pack::source::{BaseModel, TensorIndex};
 use serde_json::Value;
 
@@ -155,6 +155,121 @@ fn every_model_merges_to_pefts_numbers() {
         }
     }
     assert!(failed.is_empty(), "{} of {modes} modes failed:\n{}", failed.len(), failed.join("\n"));
+}
+
+/// gain ⊙ (W + B·A) from the parts of an unmerged update, as stored.
+fn with_update(base: Option<Vec<f32>>, delta: &Delta) -> Vec<f32> {
+    match delta {
+        Delta::Whole(values) => values.clone(),
+        Delta::Rows { indices, values } => {
+            let mut w = base.unwrap();
+            let cols = values.len() / indices.len();
+            for (at, row) in indices.iter().zip(values.chunks(cols)) {
+                w[at * cols..(at + 1) * cols].copy_from_slice(row);
+            }
+            w
+        }
+        Delta::LowRank { parts, gain } => {
+            let mut w = base.unwrap();
+            for p in parts {
+                let (inputs, outputs) = (p.a.len() / p.r, p.b.len() / p.r);
+                for o in 0..outputs {
+                    for i in 0..inputs {
+                        let at = p.region.at + if p.transposed { i * outputs + o } else { o * inputs + i };
+                        let x: f64 =
+                            (0..p.r).map(|k| f64::from(p.b[o * p.r + k]) * f64::from(p.a[k * inputs + i])).sum();
+                        w[at] += x as f32;
+                        w[at] *= gain.as_ref().map_or(1.0, |g| g[o]);
+                    }
+                }
+            }
+            w
+        }
+    }
+}
+
+#[test]
+fn every_update_alone_gives_the_merged_tensor() {
+    let Some(dir) = fixtures() else { return };
+    let options = MergeOptions { purpose: Purpose::Adapter, ..MergeOptions::default() };
+    let mut low_rank = 0;
+    for (name, case) in cases(&dir, &["model"]) {
+        if case["base"]["format"] != "safetensors" || name == "llama_layer_replication" {
+            continue;
+        }
+        let folder = dir.join(&name);
+        let base = BaseModel::open(&folder.join("base")).unwrap();
+        for adapter in case["adapters"].as_array().unwrap() {
+            let spec = AdapterSpec::new(folder.join(adapter["dir"].as_str().unwrap()));
+            let merged = Merged::new(&base, &[spec], &options).unwrap();
+            for changed in merged.changed() {
+                let delta = merged.delta(&changed.name).unwrap().unwrap();
+                low_rank += usize::from(matches!(delta, Delta::LowRank { .. }));
+                let got = with_update(base.read_f32(&changed.name).ok(), &delta);
+                let want = merged.tensor_f32(&changed.name).unwrap();
+                let largest = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+                let error = got.iter().zip(&want).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest;
+                assert!(error < 2e-6, "{name}: {}: {error:e}", changed.name);
+            }
+        }
+    }
+    assert!(low_rank > 400, "{low_rank}");
+}
+
+/// Cases for which PEFT defines no merge: the true merged checkpoint, from the base and the factors by hand.
+#[test]
+fn what_peft_cannot_merge() {
+    let Some(dir) = fixtures() else { return };
+    let open = |name: &str| {
+        let folder = dir.join(name);
+        let factors = TensorIndex::open(&folder.join("adapter/adapter_model.safetensors")).unwrap();
+        (BaseModel::open(&folder.join("base")).unwrap(), AdapterSpec::new(folder.join("adapter")), factors)
+    };
+    let close = |got: &[f32], want: &[f32]| got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5);
+
+    let (base, spec, factors) = open("llama_tied_embed_lora");
+    let merged = Merged::new(&base, &[spec], &MergeOptions::default()).unwrap();
+    let (embed, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    assert_eq!(merged.config()["tie_word_embeddings"], false);
+    let mut want = base.read_f32(embed).unwrap();
+    assert_eq!(merged.tensor_f32(head).unwrap(), want);
+    let factor = |part: &str| {
+        let t = factors.get(&format!("base_model.model.model.embed_tokens.lora_embedding_{part}")).unwrap();
+        (t.read_f32().unwrap(), t.shape.to_vec())
+    };
+    let ((a, a_shape), (b, b_shape)) = (factor("A"), factor("B"));
+    let (r, vocab, width) = (a_shape[0], a_shape[1], b_shape[0]);
+    for token in 0..vocab {
+        for i in 0..width {
+            let x: f32 = (0..r).map(|k| b[i * r + k] * a[k * vocab + token]).sum();
+            want[token * width + i] += 8.0 / r as f32 * x;
+        }
+    }
+    assert!(close(&merged.tensor_f32(embed).unwrap(), &want));
+
+    let (base, spec, factors) = open("llama_layer_replication");
+    let merged = Merged::new(&base, &[spec], &MergeOptions::default()).unwrap();
+    assert_eq!(merged.config()["num_hidden_layers"], 4);
+    for (new, old) in [0, 1, 1, 2].into_iter().enumerate() {
+        let name = |l: usize| format!("model.layers.{l}.self_attn.o_proj");
+        let mut want = base.read_f32(&format!("{}.weight", name(old))).unwrap();
+        let factor = |part: &str| factors.get(&format!("base_model.model.{}.{part}.weight", name(new))).unwrap();
+        let (a, b) = (factor("lora_A").read_f32().unwrap(), factor("lora_B").read_f32().unwrap());
+        let (r, width) = (factor("lora_A").shape[0], factor("lora_A").shape[1]);
+        for (at, w) in want.iter_mut().enumerate() {
+            let (o, i) = (at / width, at % width);
+            *w += 16.0 / r as f32 * (0..r).map(|k| b[o * r + k] * a[k * width + i]).sum::<f32>();
+        }
+        assert!(close(&merged.tensor_f32(&format!("{}.weight", name(new))).unwrap(), &want), "layer {new}");
+        let norm = |l: usize| format!("model.layers.{l}.input_layernorm.weight");
+        assert_eq!(merged.tensor_f32(&norm(new)).unwrap(), base.read_f32(&norm(old)).unwrap());
+    }
+
+    let (base, spec, _) = open("llama_alora");
+    let why = Merged::new(&base, std::slice::from_ref(&spec), &MergeOptions::default()).unwrap_err().to_string();
+    assert!(why.contains("alora_invocation_tokens"), "{why}");
+    let options = MergeOptions { purpose: Purpose::Adapter, ..MergeOptions::default() };
+    assert_eq!(Merged::new(&base, &[spec], &options).unwrap().invocation_tokens().unwrap().len(), 9);
 }
 
 /// A refusal must contain one word of each group of `must_name`.

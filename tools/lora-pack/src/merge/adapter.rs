@@ -8,7 +8,6 @@ use serde_json::Value;
 
 use super::config::{AdapterConfig, Parsed, Verdict};
 use super::keys::{self, Key, Part};
-use super::matrix;
 use super::method::{self, Method};
 use super::targets::Targets;
 use super::{MergeError, Note};
@@ -144,9 +143,8 @@ impl Adapter {
             if t.name.ends_with("shira_indices") {
                 return t.read_i64().map(|_| ());
             }
-            let values = t.read_f32()?;
-            match matrix::first_not_finite(&values) {
-                Some(at) => Err(t.problem(format!("not finite: element {at} is {}", values[at]))),
+            match t.first_not_finite()? {
+                Some((at, value)) => Err(t.problem(format!("not finite: element {at} is {value}"))),
                 None => Ok(()),
             }
         })?;

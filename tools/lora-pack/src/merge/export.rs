@@ -53,11 +53,12 @@ pub fn safetensors(merged: &Merged, out: &Path, dtype: Option<Dtype>) -> Result<
     if let Some(generation) = &merged.base().generation_config {
         write_json(&dir.join("generation_config.json"), generation)?;
     }
-    let from = &merged.tokenizer().dir;
-    for name in TOKENIZER_FILES {
-        let source = from.join(name);
-        if source.is_file() {
-            std::fs::copy(&source, dir.join(name)).with_context(|| source.display().to_string())?;
+    for from in &merged.tokenizer().dirs {
+        for name in TOKENIZER_FILES {
+            let source = from.join(name);
+            if source.is_file() {
+                std::fs::copy(&source, dir.join(name)).with_context(|| source.display().to_string())?;
+            }
         }
     }
     let done: PathBuf = temporary.keep();

@@ -134,6 +134,8 @@ pub struct Merged<'a> {
     applied: BTreeMap<String, Vec<(usize, Vec<String>)>>,
     config: Value,
     task: Option<TaskType>,
+    /// Where it is not just the base's.
+    tokenizer: Option<TokenizerFiles>,
     notes: Vec<Note>,
 }
 
@@ -163,7 +165,11 @@ impl<'a> Merged<'a> {
             layout::settle(group, &mut names, &mut recipes, base, &adapters, &mut config, &mut notes)?;
         }
         applied.retain(|name, _| recipes.contains_key(name));
-        let mut merged = Self { base, adapters, names, recipes, applied, config, task, notes };
+        let own = adapters.iter().map(|a| &a.files.tokenizer).filter(|t| t.is_present());
+        let tokenizer = own.fold(None, |below: Option<TokenizerFiles>, over| {
+            Some(below.as_ref().unwrap_or(&base.tokenizer).with(over))
+        });
+        let mut merged = Self { base, adapters, names, recipes, applied, config, task, tokenizer, notes };
         outcome::finish(&mut merged)?;
         Ok(merged)
     }
@@ -258,10 +264,9 @@ impl<'a> Merged<'a> {
         self.base
     }
 
-    /// The tokenizer: the last adapter's that brings one, else the base's.
+    /// The base's tokenizer and chat template, with what the adapters bring in their place.
     pub fn tokenizer(&self) -> &TokenizerFiles {
-        let own = self.adapters.iter().rev().map(|a| &a.files.tokenizer).find(|t| t.is_present());
-        own.unwrap_or(&self.base.tokenizer)
+        self.tokenizer.as_ref().unwrap_or(&self.base.tokenizer)
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::config::{info, warning};
 use super::layout::{OUTPUTS, base_task, config_value};
 use super::{Adapter, MergeError, Merged, TaskType};
-use crate::source::{SourceError, quote};
+use crate::source::{SourceError, TokenizerFiles, quote};
 
 /// Task heads by the first segment of their parameters. Heads that PEFT does not save by itself are among them.
 const HEADS: &[&str] = &["classifier", "score", "qa_outputs", "classification_head"];
@@ -129,11 +129,17 @@ fn other_base(merged: &mut Merged) {
 
 fn tokenizers(merged: &mut Merged) {
     let with: Vec<&Adapter> = merged.adapters.iter().filter(|a| a.files.tokenizer.is_present()).collect();
-    let differ = with.windows(2).any(|w| w[0].files.tokenizer.tokenizer_json != w[1].files.tokenizer.tokenizer_json);
+    let differ = with.windows(2).any(|w| differs(&w[0].files.tokenizer, &w[1].files.tokenizer));
     let Some(last) = with.last().map(|a| a.label.clone()) else { return };
     let note = match differ {
-        true => warning(&last, format!("the adapters bring different tokenizers; that of {last} is used")),
-        false => info(&last, "the adapter brings a tokenizer, which is used instead of the base's".into()),
+        true => {
+            warning(&last, format!("the adapters bring different tokenizers or templates; those of {last} are used"))
+        }
+        false => info(&last, "the adapter's tokenizer or template is used instead of the base's".into()),
     };
     merged.notes.push(note);
+}
+
+fn differs(a: &TokenizerFiles, b: &TokenizerFiles) -> bool {
+    a.tokenizer_json != b.tokenizer_json || a.chat_template != b.chat_template
 }

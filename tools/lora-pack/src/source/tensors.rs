@@ -162,6 +162,22 @@ impl TensorView<'_> {
         Ok(out)
     }
 
+    /// The first element that is NaN or infinite, found without widening the whole tensor at once.
+    pub fn first_not_finite(&self) -> Result<Option<(usize, f32)>, SourceError> {
+        const CHUNK: usize = 1 << 16;
+        let mut wide = vec![0.0; CHUNK.min(self.elements())];
+        for (i, bytes) in self.bytes.chunks(CHUNK * self.dtype.size()).enumerate() {
+            let wide = &mut wide[..bytes.len() / self.dtype.size()];
+            if !self.dtype.widen(bytes, wide) {
+                return Err(self.problem(format!("dtype {} where a floating-point one is needed", self.dtype.name())));
+            }
+            if let Some(at) = wide.iter().position(|x| !x.is_finite()) {
+                return Ok(Some((i * CHUNK + at, wide[at])));
+            }
+        }
+        Ok(None)
+    }
+
     /// The elements as integers (I32, I64), for the few adapter tensors that hold positions.
     pub fn read_i64(&self) -> Result<Vec<i64>, SourceError> {
         match self.dtype {

@@ -12,8 +12,8 @@ const MAX_TOKENIZER: u64 = 128 << 20;
 /// Tokenizer and chat template as a folder holds them; every part may be absent.
 #[derive(Debug, Clone, Default)]
 pub struct TokenizerFiles {
-    /// The folder.
-    pub dir: PathBuf,
+    /// The folder, and before it those whose files it stands over.
+    pub dirs: Vec<PathBuf>,
     /// `tokenizer.json`, not parsed.
     pub tokenizer_json: Option<Vec<u8>>,
     /// `tokenizer_config.json`.
@@ -32,12 +32,23 @@ impl TokenizerFiles {
         let tokenizer_config = json::read_if_there(&dir.join("tokenizer_config.json"))?;
         let special_tokens_map = json::read_if_there(&dir.join("special_tokens_map.json"))?;
         let chat_template = chat_template(dir, tokenizer_config.as_ref())?;
-        Ok(Self { dir: dir.to_owned(), tokenizer_json, tokenizer_config, special_tokens_map, chat_template })
+        Ok(Self { dirs: vec![dir.to_owned()], tokenizer_json, tokenizer_config, special_tokens_map, chat_template })
     }
 
-    /// Whether the folder has a tokenizer of its own.
+    /// Whether the folder has any of it.
     pub fn is_present(&self) -> bool {
-        self.tokenizer_json.is_some()
+        self.tokenizer_json.is_some() || self.tokenizer_config.is_some() || self.chat_template.is_some()
+    }
+
+    /// These files, with those that `over` has in their place.
+    pub fn with(&self, over: &Self) -> Self {
+        Self {
+            dirs: self.dirs.iter().chain(&over.dirs).cloned().collect(),
+            tokenizer_json: over.tokenizer_json.clone().or_else(|| self.tokenizer_json.clone()),
+            tokenizer_config: over.tokenizer_config.clone().or_else(|| self.tokenizer_config.clone()),
+            special_tokens_map: over.special_tokens_map.clone().or_else(|| self.special_tokens_map.clone()),
+            chat_template: over.chat_template.clone().or_else(|| self.chat_template.clone()),
+        }
     }
 }
 

@@ -134,3 +134,25 @@ fn what_is_counted() {
     })
     .unwrap();
 }
+
+#[test]
+fn an_adapters_tokenizer_stands_over_the_bases() {
+    let mut kit = kit();
+    let dir = kit.adapter(json!({"target_modules": ["q"]}), &factors());
+    let write = |dir: &std::path::Path, name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
+    write(&kit.base(), "tokenizer.json", "{\"base\": 1}");
+    write(&kit.base(), "tokenizer_config.json", "{\"chat_template\": \"base\"}");
+    let look = |want: (&str, &str)| {
+        kit.merged(&[], &MergeOptions::default(), |m| {
+            let t = m.tokenizer();
+            let json = String::from_utf8(t.tokenizer_json.clone().unwrap()).unwrap();
+            assert_eq!((json.as_str(), t.chat_template.as_deref().unwrap()), want);
+        })
+        .unwrap();
+    };
+    look(("{\"base\": 1}", "base"));
+    write(&dir, "chat_template.jinja", "own");
+    look(("{\"base\": 1}", "own"));
+    write(&dir, "tokenizer.json", "{\"own\": 1}");
+    look(("{\"own\": 1}", "own"));
+}

@@ -162,7 +162,9 @@ fn the_same_bytes_for_any_number_of_threads() {
     let spec = AdapterSpec::new(kit.base().with_file_name("adapter0"));
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| Merged::new(&base, &[spec.clone()], &MergeOptions::default()).unwrap().tensor_f32(Q).unwrap())
+        pool.install(|| {
+            Merged::new(&base, std::slice::from_ref(&spec), &MergeOptions::default()).unwrap().tensor_f32(Q).unwrap()
+        })
     };
     let one = run(1);
     assert_eq!(run(3), one);
