@@ -222,6 +222,19 @@ impl<'c> Graph<'c> {
     /// Missing, or another shape.
     pub fn vector(&mut self, name: &str, len: usize, add: f32, field: &'static str) -> Result<u32, ModelError> {
         self.expect(name, &[len], field)?;
+        self.flat(name, len, add)
+    }
+
+    /// As [`Graph::vector`], stored as a matrix of one row.
+    ///
+    /// # Errors
+    /// Missing, or another shape.
+    pub fn row(&mut self, name: &str, len: usize, field: &'static str) -> Result<u32, ModelError> {
+        self.expect(name, &[1, len], field)?;
+        self.flat(name, len, 0.0)
+    }
+
+    fn flat(&mut self, name: &str, len: usize, add: f32) -> Result<u32, ModelError> {
         self.tensor(TensorSpec {
             name: name.into(),
             storage: Storage::Vector,

@@ -7,6 +7,7 @@
 pub mod allocate;
 pub mod arch;
 pub mod block;
+pub mod buckets;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
@@ -17,6 +18,7 @@ pub mod layer;
 pub mod names;
 pub mod policy;
 pub mod rope;
+pub mod seq2seq;
 pub mod spec;
 pub mod stack;
 
@@ -68,6 +70,11 @@ pub fn lower(config: &Value, checkpoint: &dyn Checkpoint, task: Task, policy: Po
             let e = read(c)?;
             let head = encoder::lower(&mut g, &e, &input)?;
             (e.stack, head)
+        }
+        Reader::Seq2Seq(read) => {
+            let m = read(c)?;
+            let head = seq2seq::lower(&mut g, &m, &input)?;
+            (m.encoder, head)
         }
     };
     let Graph { mut buffers, tensors, caches, entries, .. } = g;

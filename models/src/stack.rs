@@ -204,7 +204,8 @@ impl Stack {
                 Some((g.matrix(&module, *rows, e.width, Role::SmallEmbedding, field)?, *offset))
             }
             Positions::Sinusoidal { rows } => {
-                let table = g.computed_matrix("positions", *rows, sinusoids(*rows, e.width), Role::SmallEmbedding)?;
+                let name = format!("positions.{rows}x{}", e.width);
+                let table = g.computed_matrix(&name, *rows, sinusoids(*rows, e.width), Role::SmallEmbedding)?;
                 Some((table, 0))
             }
         };

@@ -4,12 +4,16 @@ use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
 use crate::error::ModelError;
+use crate::seq2seq::Seq2Seq;
 
+pub mod bart;
 pub mod bert;
 pub mod gemma;
 pub mod gpt2;
 pub mod llama;
+pub mod modernbert;
 pub mod neox;
+pub mod t5;
 
 /// How a `model_type` is read.
 #[derive(Clone, Copy, Debug)]
@@ -18,12 +22,19 @@ pub enum Reader {
     Decoder(fn(Config<'_>) -> Result<Decoder, ModelError>),
     /// As an encoder.
     Encoder(fn(Config<'_>) -> Result<Encoder, ModelError>),
+    /// As an encoder–decoder.
+    Seq2Seq(fn(Config<'_>) -> Result<Seq2Seq, ModelError>),
 }
 
 /// Every supported `model_type`, sorted.
 pub const ARCHITECTURES: &[(&str, Reader)] = &[
+    ("albert", Reader::Encoder(bert::albert)),
+    ("bart", Reader::Seq2Seq(bart::bart)),
     ("bert", Reader::Encoder(bert::bert)),
     ("bloom", Reader::Decoder(neox::bloom)),
+    ("camembert", Reader::Encoder(bert::roberta)),
+    ("distilbert", Reader::Encoder(bert::distilbert)),
+    ("electra", Reader::Encoder(bert::electra)),
     ("falcon", Reader::Decoder(neox::falcon)),
     ("gemma", Reader::Decoder(gemma::gemma)),
     ("gemma2", Reader::Decoder(gemma::gemma2)),
@@ -32,12 +43,20 @@ pub const ARCHITECTURES: &[(&str, Reader)] = &[
     ("gpt_neox", Reader::Decoder(neox::gpt_neox)),
     ("granite", Reader::Decoder(llama::granite)),
     ("llama", Reader::Decoder(llama::llama)),
+    ("marian", Reader::Seq2Seq(bart::marian)),
+    ("mbart", Reader::Seq2Seq(bart::mbart)),
     ("mistral", Reader::Decoder(llama::mistral)),
+    ("modernbert", Reader::Encoder(modernbert::modernbert)),
+    ("mpnet", Reader::Encoder(bert::mpnet)),
+    ("mt5", Reader::Seq2Seq(t5::mt5)),
     ("olmo2", Reader::Decoder(llama::olmo2)),
     ("opt", Reader::Decoder(gpt2::opt)),
     ("phi3", Reader::Decoder(llama::phi3)),
     ("qwen2", Reader::Decoder(llama::qwen2)),
     ("qwen3", Reader::Decoder(llama::qwen3)),
+    ("roberta", Reader::Encoder(bert::roberta)),
     ("smollm3", Reader::Decoder(llama::smollm3)),
     ("starcoder2", Reader::Decoder(neox::starcoder2)),
+    ("t5", Reader::Seq2Seq(t5::t5)),
+    ("xlm-roberta", Reader::Encoder(bert::roberta)),
 ];
