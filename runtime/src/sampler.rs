@@ -2,7 +2,7 @@
 //!
 //! Everything works in place on one copy of the row, without heap and without a list of candidates: [`choose`] finds
 //! the cut of top-k and of top-p as a *value*, by selecting on the bits of the floats from the top byte down
-//! ([`Cut`]), and draws by walking the row once. Ties at the cut go to the lower token id. All sums run in token
+//! (`Cut`), and draws by walking the row once. Ties at the cut go to the lower token id. All sums run in token
 //! order in f64 and the softmax is the kernels' own, so the same seed gives the same text on every machine.
 //!
 //! The order is the one that generation settings published with models mean:

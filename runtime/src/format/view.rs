@@ -93,7 +93,7 @@ impl<'a> File<'a> {
         if bytes[..8] != MAGIC {
             return Err(err(ErrorKind::NotLpk, "header.magic"));
         }
-        if (bytes.as_ptr() as usize) % LINE != 0 {
+        if !(bytes.as_ptr() as usize).is_multiple_of(LINE) {
             return Err(err(ErrorKind::Misaligned, "address of the file in memory")
                 .values((bytes.as_ptr() as usize % LINE) as u64, LINE as u64));
         }

@@ -226,7 +226,7 @@ impl Context<'_, '_> {
                 }
             }
             Op::Norm { kind, a, out, width, groups, weight, bias, .. } => {
-                let total = width.checked_mul(groups).unwrap_or(u32::MAX);
+                let total = width.saturating_mul(groups);
                 self.float(a, total)?;
                 self.float(out, total)?;
                 self.rows(out, &[(a, true)])?;
@@ -288,7 +288,7 @@ impl Context<'_, '_> {
                 if half == 0 || heads == 0 || half.checked_mul(2).is_none_or(|r| r > head_dim) {
                     return invalid("rotary.half", half, head_dim);
                 }
-                self.float(x, heads.checked_mul(head_dim).unwrap_or(u32::MAX))?;
+                self.float(x, heads.saturating_mul(head_dim))?;
                 self.float(table, half * 2)?;
                 self.rows(x, &[(table, false)])?;
             }
@@ -308,8 +308,8 @@ impl Context<'_, '_> {
                 if heads == 0 || heads % c.kv_heads != 0 {
                     return invalid("attention.heads", heads, c.kv_heads);
                 }
-                self.float(q, heads.checked_mul(c.key_dim).unwrap_or(u32::MAX))?;
-                self.float(out, heads.checked_mul(c.value_dim).unwrap_or(u32::MAX))?;
+                self.float(q, heads.saturating_mul(c.key_dim))?;
+                self.float(out, heads.saturating_mul(c.value_dim))?;
                 self.rows(out, &[(q, false)])?;
                 self.token_rows(q)?;
                 if !causal && c.kind == CacheKind::Context as u32 {

@@ -45,7 +45,7 @@ impl<'m> Arena<'m> {
         if (memory.len() as u64) < plan.arena_bytes {
             return Err(Error::new(ErrorKind::TooSmall, "arena").values(memory.len() as u64, plan.arena_bytes));
         }
-        if memory.as_ptr() as usize % ARENA_ALIGN != 0 {
+        if !(memory.as_ptr() as usize).is_multiple_of(ARENA_ALIGN) {
             return Err(Error::new(ErrorKind::Misaligned, "arena")
                 .values((memory.as_ptr() as usize % ARENA_ALIGN) as u64, ARENA_ALIGN as u64));
         }

@@ -78,6 +78,9 @@ pub struct MergeArgs {
     /// Accept unknown adapter settings (each is still reported)
     #[arg(long)]
     pub force: bool,
+    /// Pack a base without tokenizer files: the file then takes and gives token ids only
+    #[arg(long)]
+    pub no_tokenizer: bool,
     /// Print one JSON object instead of the summary
     #[arg(long)]
     pub json: bool,
@@ -149,9 +152,9 @@ pub struct ExportArgs {
     /// Format to write
     #[arg(long, value_name = "FORMAT", default_value = "safetensors", value_parser = ["safetensors"])]
     pub to: String,
-    /// Element type of the weights: f32, f16, bf16 (default: as the base stores them, rounded once)
-    #[arg(long, value_name = "TYPE", value_parser = ["f32", "f16", "bf16"])]
-    pub dtype: Option<String>,
+    /// Type of the weights: f32 (exact merged values), f16, bf16, or base (each tensor as the base stores it, rounded once)
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16", "base"])]
+    pub dtype: String,
     /// Accept unknown adapter settings (each is still reported)
     #[arg(long)]
     pub force: bool,

@@ -32,6 +32,8 @@ pub struct PackOptions {
     pub labels: Option<Vec<String>>,
     /// Task, when the adapter and the base do not say.
     pub task: Option<Task>,
+    /// Pack without a tokenizer where the base has none.
+    pub no_tokenizer: bool,
 }
 
 /// What was packed.
@@ -112,7 +114,11 @@ pub fn pack(
     check_size(&lowered)?;
     let tokenizer = match &merged.tokenizer().tokenizer_json {
         Some(json) => Some(compile_tokenizer(json, lowered.vocab).context("tokenizer.json")?),
-        None => None,
+        None if options.no_tokenizer => None,
+        None => bail!(
+            "tokenizer.json is missing from {}: without it, --no-tokenizer packs a model of token ids",
+            base.dir.display()
+        ),
     };
     let codebook = Q4_TABLE;
     let mut strings = Strings::default();

@@ -39,7 +39,7 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let base = BaseModel::open(&dir.join("tiny-base"))?;
     let adapter = AdapterSpec { path: dir.join("tiny-home-control"), weight: 1.0 };
     let merged = Merged::new(&base, &[adapter], &MergeOptions::default())?;
-    let options = PackOptions { format: args.quant, labels: None, task: None };
+    let options = PackOptions { format: args.quant, labels: None, task: None, no_tokenizer: false };
     let mut meta = BTreeMap::new();
     meta.insert("base.name".into(), "tiny-base".into());
     meta.insert("adapter.0".into(), "tiny-home-control".into());

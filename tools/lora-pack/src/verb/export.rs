@@ -19,7 +19,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     for note in merged.notes() {
         eprintln!("{}", note_line(note));
     }
-    let dtype = args.dtype.as_deref().and_then(|d| Dtype::from_name(&d.to_uppercase()));
+    let dtype = Dtype::from_name(&args.dtype.to_uppercase()).filter(|_| args.dtype != "base");
     export::safetensors(&merged, &args.out, dtype)?;
     let (used, total) = applied(&merged);
     if args.json {

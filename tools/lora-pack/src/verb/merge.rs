@@ -25,8 +25,12 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     for note in merged.notes() {
         eprintln!("{}", note_line(note));
     }
-    let options =
-        PackOptions { format: args.quant, labels: args.labels.as_deref().map(labels).transpose()?, task: args.task };
+    let options = PackOptions {
+        format: args.quant,
+        labels: args.labels.as_deref().map(labels).transpose()?,
+        task: args.task,
+        no_tokenizer: args.no_tokenizer,
+    };
     let bar = progress_bar();
     let meta = provenance(&base, &merged, args);
     let report = pack(&base, &merged, &options, meta, &args.out, &mut |done, total| {
