@@ -56,6 +56,8 @@ impl Archive {
                     self.ids.insert(name.into(), ids);
                     continue;
                 }
+                // Buffers that frameworks save beside the weights (causal masks); no check is about them.
+                Dtype::BOOL | Dtype::U8 | Dtype::I64 => continue,
                 other => bail!("{}: {name} has type {other:?}", path.display()),
             };
             ensure!(shape.iter().product::<usize>() == data.len(), "{}: {name} has a wrong size", path.display());

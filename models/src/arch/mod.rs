@@ -11,6 +11,7 @@ pub mod bert;
 pub mod gemma;
 pub mod gpt2;
 pub mod llama;
+#[allow(dead_code, reason = "not listed until its 8-bit packs are good enough")]
 pub mod modernbert;
 pub mod neox;
 pub mod t5;
@@ -46,7 +47,7 @@ pub const ARCHITECTURES: &[(&str, Reader)] = &[
     ("marian", Reader::Seq2Seq(bart::marian)),
     ("mbart", Reader::Seq2Seq(bart::mbart)),
     ("mistral", Reader::Decoder(llama::mistral)),
-    ("modernbert", Reader::Encoder(modernbert::modernbert)),
+    // No modernbert: float packs match the frameworks, 8-bit ones diverge more than the kit allows (mean KL 3.2e-3, bar 1.2e-3).
     ("mpnet", Reader::Encoder(bert::mpnet)),
     ("mt5", Reader::Seq2Seq(t5::mt5)),
     ("olmo2", Reader::Decoder(llama::olmo2)),

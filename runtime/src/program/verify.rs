@@ -80,7 +80,7 @@ fn verify_buffers(file: &File<'_>) -> Result<()> {
             k if k == BufferKind::Quant as u16 => quant_row_bytes(b.width as usize) as u32,
             k => return fail(ErrorKind::Invalid, "buffers.kind", k.into(), 0),
         };
-        if b.row_bytes < need || b.row_bytes % 64 != 0 || b.offset % 64 != 0 {
+        if b.row_bytes != need.next_multiple_of(64) || !b.offset.is_multiple_of(64) {
             return fail(ErrorKind::Misaligned, "buffers.row_bytes", b.row_bytes, need);
         }
         if b.offset.checked_add(b.row_bytes).is_none_or(|end| end > area) {

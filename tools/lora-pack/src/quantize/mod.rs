@@ -1,6 +1,6 @@
 //! Float weights to quantized rows: which codes and scales represent a weight best.
 //!
-//! The formats with integer multipliers (`q4`, `q4l`, `q5`, `q6`) are searched group by group ([`search`]) over a
+//! The formats with integer multipliers (`q4`, `q4l`, `q5`, `q6`) are searched group by group (`search`) over a
 //! [`Grid`] of code values; `q8` and `q8r` are rounded to nearest, `q8` keeping weights that already lie on a grid with
 //! one binary16 scale per 32 inputs exactly as they are. Everything is plain f32 arithmetic in a fixed order: the same
 //! weights give the same bytes on every machine and with any number of threads.
@@ -36,7 +36,7 @@ const Q8_MAX: f32 = 127.0 * 65504.0;
 /// Quantizes an `n × k` weight (row by row in `w`).
 ///
 /// `importance` has one weight per input: the second moment of the inputs that the linear sees. Without it, errors of
-/// large weights count more than errors of small ones (see [`search`]). `codebook` is the file's table for `q4`.
+/// large weights count more than errors of small ones (see `search`). `codebook` is the file's table for `q4`.
 ///
 /// # Errors
 /// When a weight is not finite, or for `q8` too large.

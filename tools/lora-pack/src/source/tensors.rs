@@ -45,7 +45,7 @@ pub struct TensorView<'a> {
 }
 
 impl TensorIndex {
-    /// Gives memory of mapped pages back (see [`MappedFile::release`]).
+    /// Gives memory of mapped pages back (see `MappedFile::release`).
     pub fn release(&self) {
         self.files.iter().for_each(MappedFile::release);
     }

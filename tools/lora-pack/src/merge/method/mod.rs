@@ -1,7 +1,7 @@
 //! Every `peft_type`: what it is, whether it is merged here, and which fields its config has beside the common ones.
 //!
 //! All of them end as steps of a recipe. Those that are low-rank in disguise (AdaLoRA, VeRA, DeLoRA) become factors
-//! like LoRA's; the others are [`dense`] steps.
+//! like LoRA's; the others are `dense` steps.
 
 pub(crate) mod dense;
 
