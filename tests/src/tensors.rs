@@ -71,7 +71,9 @@ impl Archive {
     /// # Errors
     /// If there is none.
     pub fn get(&self, name: &str) -> Result<&Tensor> {
-        self.floats.get(name).with_context(|| format!("no tensor {name}"))
+        // A base saved from the bare backbone has no prefix (GPT-2's `h.0…`), and its export keeps the base's names.
+        let bare = name.split_once('.').map_or(name, |(_, rest)| rest);
+        self.floats.get(name).or_else(|| self.floats.get(bare)).with_context(|| format!("no tensor {name}"))
     }
 
     /// The int32 tensor `name`, as token ids.
