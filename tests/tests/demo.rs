@@ -8,11 +8,7 @@ fn demo(quant: &str) -> Answers {
     let demo = data::workspace().join("models/demo");
     let asked = || -> Checked<Answers> {
         let desk = Desk::new(&demo)?;
-        let calib = demo.join("calib.txt").display().to_string();
-        let options = match quant {
-            "f32" | "q8" => vec!["--quant".into(), quant.into()],
-            _ => vec!["--quant".into(), quant.into(), "--calib".into(), calib],
-        };
+        let options = ["--quant".to_owned(), quant.to_owned()];
         let lpk = pack(&desk, &demo.join("tiny-base"), Some(&demo.join("tiny-home-control")), &options)?;
         answers(&desk, &lpk, Verb::Generate, &demo.join("prompts.jsonl"), usize::MAX)
     };
