@@ -57,10 +57,10 @@ Examples:
   lora-pack merge --base bert-base --adapter intents --labels on,off,dim --quant q8 -o intents.lpk
   lora-pack merge --base base --quant f32 -o base.lpk          (no adapter: just pack)")]
 pub struct MergeArgs {
-    /// Base model: a Hugging Face folder, or a .safetensors file with its config.json beside it
+    /// Base model: a Hugging Face folder, a .safetensors file with its config.json beside it, or a .gguf file
     #[arg(long, value_name = "DIR|FILE")]
     pub base: PathBuf,
-    /// PEFT adapter folder, optionally with a weight (repeatable)
+    /// PEFT adapter folder or LoRA .gguf file, optionally with a weight (repeatable)
     #[arg(long = "adapter", value_name = "DIR[=WEIGHT]")]
     pub adapters: Vec<String>,
     /// Combination.
@@ -121,7 +121,7 @@ pub struct CombineArgs {
     after_help = "Examples:\n  lora-pack doctor my-lora\n  lora-pack doctor my-lora --base SmolLM2-135M --json\n  lora-pack doctor checkpoints#second"
 )]
 pub struct DoctorArgs {
-    /// PEFT adapter folder; DIR#NAME for a named adapter in it
+    /// PEFT adapter folder, DIR#NAME for a named adapter in it, or LoRA .gguf file (with --base)
     pub adapter: PathBuf,
     /// Base model that it should fit
     #[arg(long, value_name = "DIR|FILE")]
@@ -140,10 +140,10 @@ pub struct DoctorArgs {
     after_help = "Examples:\n  lora-pack export --base base --adapter my-lora --to safetensors -o merged\n  lora-pack export --base base --adapter a=0.7 --adapter b --combine ties --density 0.5 --dtype f32 -o merged"
 )]
 pub struct ExportArgs {
-    /// Base model: a Hugging Face folder, or a .safetensors file with its config.json beside it
+    /// Base model: a Hugging Face folder, a .safetensors file with its config.json beside it, or a .gguf file
     #[arg(long, value_name = "DIR|FILE")]
     pub base: PathBuf,
-    /// PEFT adapter folder, optionally with a weight (repeatable)
+    /// PEFT adapter folder or LoRA .gguf file, optionally with a weight (repeatable)
     #[arg(long = "adapter", value_name = "DIR[=WEIGHT]")]
     pub adapters: Vec<String>,
     /// Combination.

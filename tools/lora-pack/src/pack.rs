@@ -115,6 +115,9 @@ pub fn pack(
     let tokenizer = match &merged.tokenizer().tokenizer_json {
         Some(json) => Some(compile_tokenizer(json, lowered.vocab).context("tokenizer.json")?),
         None if options.no_tokenizer => None,
+        None if let Some(problem) = &merged.tokenizer().problem => {
+            bail!("{}: {problem}; --no-tokenizer packs a model of token ids", base.dir.display())
+        }
         None => bail!(
             "tokenizer.json is missing from {}: without it, --no-tokenizer packs a model of token ids",
             base.dir.display()

@@ -11,12 +11,12 @@ use super::keys::{self, Key, Part};
 use super::method::{self, Method};
 use super::targets::Targets;
 use super::{MergeError, Note};
-use crate::source::{AdapterFiles, SourceError, TensorView, quote};
+use crate::source::{AdapterFiles, BaseModel, SourceError, TensorView, quote};
 
 /// An adapter as the command line gives it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterSpec {
-    /// Its folder; `DIR#NAME` for a named one.
+    /// Its folder; `DIR#NAME` for a named one; or a GGUF file.
     pub path: std::path::PathBuf,
     /// Multiplies its scale.
     pub weight: f64,
@@ -61,8 +61,13 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    pub fn open(spec: &AdapterSpec, force: bool, notes: &mut Vec<Note>) -> Result<Self, MergeError> {
-        let files = AdapterFiles::open(&spec.path)?;
+    pub fn open(
+        spec: &AdapterSpec,
+        base: Option<&BaseModel>,
+        force: bool,
+        notes: &mut Vec<Note>,
+    ) -> Result<Self, MergeError> {
+        let files = AdapterFiles::open(&spec.path, base)?;
         let label = spec.path.file_name().map_or_else(|| "adapter".into(), |n| n.to_string_lossy().into_owned());
         let object = files.config.as_object().expect("the reader admits objects only");
         let file = &files.config_path;

@@ -83,7 +83,7 @@ pub struct Report {
 /// When the adapter's files cannot be understood at all. That it does not fit the base is part of the report.
 pub fn report(spec: &AdapterSpec, base: Option<&BaseModel>, force: bool) -> Result<Report, MergeError> {
     let mut notes = Vec::new();
-    let adapter = Adapter::open(spec, force, &mut notes)?;
+    let adapter = Adapter::open(spec, base, force, &mut notes)?;
     let mut modules = Vec::new();
     for ((name, _), group) in adapter.groups.iter().filter(|((name, _), _)| !name.is_empty()) {
         modules.push(Module {

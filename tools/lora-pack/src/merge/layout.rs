@@ -154,7 +154,7 @@ fn tied_output(names: &Names, base: &BaseModel, input: &str, notes: &mut Vec<Not
     let declared = config_value(&base.config, "tie_word_embeddings").and_then(Value::as_bool);
     let same_bytes = |output: &str| {
         let (a, b) = (base.tensors().get(output), base.tensors().get(input));
-        a.zip(b).is_some_and(|(a, b)| a.dtype == b.dtype && a.shape == b.shape && a.bytes == b.bytes)
+        a.zip(b).is_some_and(|(a, b)| a.same_as(&b))
     };
     match (stored, declared) {
         (_, Some(false)) => None,
@@ -246,7 +246,7 @@ fn same(a: Option<&Recipe>, b: Option<&Recipe>, adapters: &[Adapter]) -> Result<
         (Origin::Base(_), Origin::Base(_)) => true,
         (Origin::Adapter { adapter: i, key: x }, Origin::Adapter { adapter: j, key: y }) => {
             let (x, y) = (adapters[*i].tensor(x)?, adapters[*j].tensor(y)?);
-            x.dtype == y.dtype && x.shape == y.shape && x.bytes == y.bytes
+            x.same_as(&y)
         }
         _ => false,
     };

@@ -143,8 +143,10 @@ impl<'a> Merged<'a> {
     /// Opens the adapters and plans the merge; reads the adapters' tensors, and of the base only shapes.
     pub fn new(base: &'a BaseModel, specs: &[AdapterSpec], options: &MergeOptions) -> Result<Self, MergeError> {
         let mut notes = Vec::new();
-        let adapters =
-            specs.iter().map(|s| Adapter::open(s, options.force, &mut notes)).collect::<Result<Vec<_>, _>>()?;
+        let adapters = specs
+            .iter()
+            .map(|s| Adapter::open(s, Some(base), options.force, &mut notes))
+            .collect::<Result<Vec<_>, _>>()?;
         let task = agreed_task(&adapters)?;
         let mut config = base.config.clone();
         let (mut names, order) = layout::names(base, &adapters)?;

@@ -1,10 +1,10 @@
-//! A PEFT adapter folder: `adapter_config.json` and the weights beside it.
+//! A PEFT adapter folder, `adapter_config.json` and the weights beside it, or a LoRA adapter as GGUF.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{SourceError, TensorIndex, TokenizerFiles, json, pickle};
+use super::{BaseModel, SourceError, TensorIndex, TokenizerFiles, gguf, json, pickle};
 
 /// The config's file name.
 pub const CONFIG: &str = "adapter_config.json";
@@ -15,9 +15,9 @@ const PICKLE: &str = "adapter_model.bin";
 /// business.
 #[derive(Debug)]
 pub struct AdapterFiles {
-    /// The folder that holds the config.
+    /// The folder that holds the config, or the GGUF file.
     pub dir: PathBuf,
-    /// The path of `adapter_config.json`, for messages.
+    /// The path of `adapter_config.json` (or of the GGUF file), for messages.
     pub config_path: PathBuf,
     /// The parsed config: an object.
     pub config: Value,
@@ -32,9 +32,24 @@ pub struct AdapterFiles {
 }
 
 impl AdapterFiles {
-    /// Opens `dir`, `dir/name` or `dir#name` (a named adapter of a folder that `save_pretrained` wrote), or the
-    /// weights file in one.
-    pub fn open(path: &Path) -> Result<Self, SourceError> {
+    /// Opens `dir`, `dir/name` or `dir#name` (a named adapter of a folder that `save_pretrained` wrote), the
+    /// weights file in one, or a GGUF file, which only the `base` makes readable.
+    pub fn open(path: &Path, base: Option<&BaseModel>) -> Result<Self, SourceError> {
+        if path.is_file() && gguf::is_gguf(path) {
+            let (config, tensors) = gguf::adapter::open(path, base.map(|b| &b.config))?;
+            if tensors.is_empty() {
+                return Err(SourceError::file(path, "no tensors in it"));
+            }
+            return Ok(Self {
+                dir: path.to_owned(),
+                config_path: path.to_owned(),
+                config_bytes: config.to_string().into_bytes(),
+                config,
+                weights_path: path.to_owned(),
+                tensors,
+                tokenizer: TokenizerFiles::default(),
+            });
+        }
         let dir = resolve(path)?;
         let config_path = dir.join(CONFIG);
         let config_bytes = json::read_bytes(&config_path, json::MAX_CONFIG)?;

@@ -3,7 +3,9 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-/// An element type by its safetensors name.
+use super::gguf::blocks;
+
+/// An element type by its safetensors name, or a block type of GGUF by ggml's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names are the documentation: they are the format's own")]
 pub enum Dtype {
@@ -22,56 +24,90 @@ pub enum Dtype {
     BF16,
     F32,
     F64,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    IQ4NL,
 }
 
 impl Dtype {
-    const ALL: [(Dtype, &'static str, usize); 15] = [
-        (Dtype::Bool, "BOOL", 1),
-        (Dtype::U8, "U8", 1),
-        (Dtype::I8, "I8", 1),
-        (Dtype::I16, "I16", 2),
-        (Dtype::U16, "U16", 2),
-        (Dtype::I32, "I32", 4),
-        (Dtype::U32, "U32", 4),
-        (Dtype::I64, "I64", 8),
-        (Dtype::U64, "U64", 8),
-        (Dtype::F8E4M3, "F8_E4M3", 1),
-        (Dtype::F8E5M2, "F8_E5M2", 1),
-        (Dtype::F16, "F16", 2),
-        (Dtype::BF16, "BF16", 2),
-        (Dtype::F32, "F32", 4),
-        (Dtype::F64, "F64", 8),
+    /// Type, name, elements of a block, bytes of a block.
+    const ALL: [(Dtype, &'static str, usize, usize); 26] = [
+        (Dtype::Bool, "BOOL", 1, 1),
+        (Dtype::U8, "U8", 1, 1),
+        (Dtype::I8, "I8", 1, 1),
+        (Dtype::I16, "I16", 1, 2),
+        (Dtype::U16, "U16", 1, 2),
+        (Dtype::I32, "I32", 1, 4),
+        (Dtype::U32, "U32", 1, 4),
+        (Dtype::I64, "I64", 1, 8),
+        (Dtype::U64, "U64", 1, 8),
+        (Dtype::F8E4M3, "F8_E4M3", 1, 1),
+        (Dtype::F8E5M2, "F8_E5M2", 1, 1),
+        (Dtype::F16, "F16", 1, 2),
+        (Dtype::BF16, "BF16", 1, 2),
+        (Dtype::F32, "F32", 1, 4),
+        (Dtype::F64, "F64", 1, 8),
+        (Dtype::Q4_0, "Q4_0", 32, 18),
+        (Dtype::Q4_1, "Q4_1", 32, 20),
+        (Dtype::Q5_0, "Q5_0", 32, 22),
+        (Dtype::Q5_1, "Q5_1", 32, 24),
+        (Dtype::Q8_0, "Q8_0", 32, 34),
+        (Dtype::Q2K, "Q2_K", 256, 84),
+        (Dtype::Q3K, "Q3_K", 256, 110),
+        (Dtype::Q4K, "Q4_K", 256, 144),
+        (Dtype::Q5K, "Q5_K", 256, 176),
+        (Dtype::Q6K, "Q6_K", 256, 210),
+        (Dtype::IQ4NL, "IQ4_NL", 32, 18),
     ];
 
     /// The type of that safetensors name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, n, _)| *n == name).map(|(d, _, _)| *d)
+        Self::ALL.iter().find(|(d, n, ..)| *n == name && !d.is_block()).map(|row| row.0)
     }
 
-    fn row(self) -> &'static (Dtype, &'static str, usize) {
+    fn row(self) -> &'static (Dtype, &'static str, usize, usize) {
         // The table lists every variant; a test walks it.
-        Self::ALL.iter().find(|(d, _, _)| *d == self).unwrap_or(&Self::ALL[0])
+        Self::ALL.iter().find(|row| row.0 == self).unwrap_or(&Self::ALL[0])
     }
 
-    /// The safetensors name.
+    /// The safetensors name, or ggml's.
     pub fn name(self) -> &'static str {
         self.row().1
     }
 
-    /// Bytes per element.
-    pub fn size(self) -> usize {
+    /// Elements of a block: 1 but for GGUF's block types.
+    pub fn block(self) -> usize {
         self.row().2
     }
 
-    /// Whether the elements are floating-point numbers, which is what weights are made of.
-    pub fn is_float(self) -> bool {
-        matches!(self, Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
+    /// Bytes of a block.
+    pub fn size(self) -> usize {
+        self.row().3
     }
 
-    /// Widens (F64: rounds to nearest) little-endian `bytes` into `out`, one element each. `false` when the type is
-    /// not a float; the lengths must agree.
+    /// Whether several elements share scales.
+    pub fn is_block(self) -> bool {
+        self.block() > 1
+    }
+
+    /// Whether the elements are numbers with fractions, which is what weights are made of.
+    pub fn is_float(self) -> bool {
+        let plain = matches!(self, Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64);
+        plain || self.is_block()
+    }
+
+    /// Widens (F64: rounds to nearest) little-endian `bytes` into `out`; blocks give the values that ggml computes.
+    /// `false` when the type is not a float; the lengths must agree, and be whole blocks.
     pub(crate) fn widen(self, bytes: &[u8], out: &mut [f32]) -> bool {
-        debug_assert_eq!(bytes.len(), out.len() * self.size());
+        debug_assert_eq!(bytes.len() * self.block(), out.len() * self.size());
         match self {
             Dtype::F32 => convert(bytes, out, f32::from_le_bytes),
             Dtype::F16 => convert(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
@@ -80,6 +116,17 @@ impl Dtype {
             Dtype::F8E4M3 => convert(bytes, out, |[b]| f8e4m3(b)),
             // E5M2 is the upper half of an f16.
             Dtype::F8E5M2 => convert(bytes, out, |[b]| f16::from_bits(u16::from(b) << 8).to_f32()),
+            Dtype::Q4_0 => decode(bytes, out, blocks::q4_0),
+            Dtype::Q4_1 => decode(bytes, out, blocks::q4_1),
+            Dtype::Q5_0 => decode(bytes, out, blocks::q5_0),
+            Dtype::Q5_1 => decode(bytes, out, blocks::q5_1),
+            Dtype::Q8_0 => decode(bytes, out, blocks::q8_0),
+            Dtype::Q2K => decode(bytes, out, blocks::q2_k),
+            Dtype::Q3K => decode(bytes, out, blocks::q3_k),
+            Dtype::Q4K => decode(bytes, out, blocks::q4_k),
+            Dtype::Q5K => decode(bytes, out, blocks::q5_k),
+            Dtype::Q6K => decode(bytes, out, blocks::q6_k),
+            Dtype::IQ4NL => decode(bytes, out, blocks::iq4_nl),
             _ => return false,
         }
         true
@@ -91,6 +138,16 @@ fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], one: impl Fn([u8; N]) 
     out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).for_each(|(out, bytes)| {
         for (o, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
             *o = one(*b);
+        }
+    });
+}
+
+/// Blocks of `N` bytes to `M` elements each.
+fn decode<const N: usize, const M: usize>(bytes: &[u8], out: &mut [f32], one: impl Fn(&[u8; N]) -> [f32; M] + Sync) {
+    const BLOCKS: usize = 1 << 9;
+    out.par_chunks_mut(BLOCKS * M).zip(bytes.par_chunks(BLOCKS * N)).for_each(|(out, bytes)| {
+        for (o, b) in out.as_chunks_mut::<M>().0.iter_mut().zip(bytes.as_chunks::<N>().0) {
+            *o = one(b);
         }
     });
 }
@@ -112,9 +169,9 @@ mod tests {
 
     #[test]
     fn every_variant_is_in_the_table() {
-        for (dtype, name, size) in Dtype::ALL {
-            assert_eq!((dtype.name(), dtype.size()), (name, size));
-            assert_eq!(Dtype::from_name(name), Some(dtype));
+        for (dtype, name, block, size) in Dtype::ALL {
+            assert_eq!((dtype.name(), dtype.block(), dtype.size()), (name, block, size));
+            assert_eq!(Dtype::from_name(name), Some(dtype).filter(|d| !d.is_block()));
         }
         assert_eq!(Dtype::from_name("F5"), None);
     }

@@ -1,11 +1,13 @@
-//! Reading what other tools wrote: Hugging Face model folders and PEFT adapter folders.
+//! Reading what other tools wrote: Hugging Face model folders, GGUF files and PEFT adapter folders.
 //!
 //! Every byte here comes from outside, so each reader checks before it trusts and answers with a [`SourceError`] that
 //! names the file and, where there is one, the tensor or the field. Weights are mapped, never read as a whole.
 
 pub mod adapter;
+pub mod arrange;
 pub mod dtype;
 mod error;
+pub mod gguf;
 mod index;
 pub mod json;
 mod map;

@@ -1,4 +1,4 @@
-//! A base model: a Hugging Face folder, or one `.safetensors` file with `config.json` beside it.
+//! A base model: a Hugging Face folder, one `.safetensors` file with `config.json` beside it, or a GGUF file.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{SourceError, TensorIndex, TokenizerFiles, index, json};
+use super::{SourceError, TensorIndex, TokenizerFiles, gguf, index, json};
 
 /// Bytes read between two releases of mapped pages.
 const RELEASE_EVERY: usize = 64 << 20;
@@ -16,7 +16,7 @@ const RELEASE_EVERY: usize = 64 << 20;
 /// An opened base model: its configs read, its weights mapped.
 #[derive(Debug)]
 pub struct BaseModel {
-    /// The folder.
+    /// The folder, or the GGUF file.
     pub dir: PathBuf,
     /// `config.json`; an object with a `model_type`.
     pub config: Value,
@@ -29,9 +29,23 @@ pub struct BaseModel {
 }
 
 impl BaseModel {
-    /// Opens a model folder, or the single weights file in one.
+    /// Opens a model folder, the single weights file in one, or a GGUF file.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let meta = std::fs::metadata(path).map_err(|e| SourceError::io(path, e))?;
+        if meta.is_file() && gguf::is_gguf(path) {
+            let gguf::Parts { config, tokenizer, tensors } = gguf::open(path)?;
+            if tensors.is_empty() {
+                return Err(SourceError::file(path, "the file has no tensors"));
+            }
+            return Ok(Self {
+                dir: path.to_owned(),
+                config,
+                generation_config: None,
+                tokenizer,
+                tensors,
+                fingerprint: OnceLock::new(),
+            });
+        }
         let (dir, file) = if meta.is_dir() {
             (path.to_owned(), None)
         } else {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use super::arrange::Arrangement;
 use super::map::MappedFile;
 use super::{Dtype, SourceError, safetensors};
 
@@ -20,6 +21,7 @@ struct Stored {
     dtype: Dtype,
     shape: Vec<usize>,
     data: Data,
+    arrangement: Arrangement,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub struct TensorView<'a> {
     pub shape: &'a [usize],
     /// Its little-endian bytes, at any alignment.
     pub bytes: &'a [u8],
+    /// How the bytes' order differs from the shape's.
+    pub arrangement: Arrangement,
 }
 
 impl TensorIndex {
@@ -63,7 +67,7 @@ impl TensorIndex {
         let header = safetensors::parse(path, file.bytes())?;
         let number = self.add_file(file);
         for t in header.tensors.into_iter().filter(|t| wanted(&t.name)) {
-            self.insert(number, t.name, t.dtype, t.shape, Data::Mapped(t.range))?;
+            self.add_arranged(number, t.name, t.dtype, t.shape, t.range, Arrangement::Same)?;
         }
         Ok(())
     }
@@ -81,7 +85,19 @@ impl TensorIndex {
         shape: Vec<usize>,
         range: Range<usize>,
     ) -> Result<(), SourceError> {
-        self.insert(file, name, dtype, shape, Data::Mapped(range))
+        self.add_arranged(file, name, dtype, shape, range, Arrangement::Same)
+    }
+
+    pub(super) fn add_arranged(
+        &mut self,
+        file: usize,
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        range: Range<usize>,
+        arrangement: Arrangement,
+    ) -> Result<(), SourceError> {
+        self.insert(name, Stored { file, dtype, shape, data: Data::Mapped(range), arrangement })
     }
 
     pub(super) fn add_owned(
@@ -92,23 +108,16 @@ impl TensorIndex {
         shape: Vec<usize>,
         bytes: Vec<u8>,
     ) -> Result<(), SourceError> {
-        self.insert(file, name, dtype, shape, Data::Owned(bytes))
+        self.insert(name, Stored { file, dtype, shape, data: Data::Owned(bytes), arrangement: Arrangement::Same })
     }
 
-    fn insert(
-        &mut self,
-        file: usize,
-        name: String,
-        dtype: Dtype,
-        shape: Vec<usize>,
-        data: Data,
-    ) -> Result<(), SourceError> {
+    fn insert(&mut self, name: String, stored: Stored) -> Result<(), SourceError> {
         if let Some(other) = self.entries.get(&name) {
             let other = self.files[other.file].path().display().to_string();
             let problem = format!("duplicate: it is also in {other}");
-            return Err(SourceError::tensor(self.files[file].path(), name, problem));
+            return Err(SourceError::tensor(self.files[stored.file].path(), name, problem));
         }
-        self.entries.insert(name, Stored { file, dtype, shape, data });
+        self.entries.insert(name, stored);
         Ok(())
     }
 
@@ -143,31 +152,39 @@ impl TensorIndex {
             Data::Mapped(range) => &file.bytes()[range.clone()],
             Data::Owned(bytes) => bytes,
         };
-        TensorView { name, file: file.path(), dtype: s.dtype, shape: &s.shape, bytes }
+        TensorView { name, file: file.path(), dtype: s.dtype, shape: &s.shape, bytes, arrangement: s.arrangement }
     }
 }
 
 impl TensorView<'_> {
     /// Number of elements.
     pub fn elements(&self) -> usize {
-        self.bytes.len() / self.dtype.size()
+        self.bytes.len() / self.dtype.size() * self.dtype.block()
     }
 
-    /// The elements as f32: half types widen exactly, F64 rounds to nearest, integers are refused.
+    /// Whether both hold the same elements, by their bytes.
+    pub fn same_as(&self, other: &TensorView<'_>) -> bool {
+        (self.dtype, self.arrangement, self.shape, self.bytes)
+            == (other.dtype, other.arrangement, other.shape, other.bytes)
+    }
+
+    /// The elements as f32: half types widen exactly, blocks as their format says, F64 rounds to nearest, integers are
+    /// refused.
     pub fn read_f32(&self) -> Result<Vec<f32>, SourceError> {
         let mut out = vec![0.0; self.elements()];
         if !self.dtype.widen(self.bytes, &mut out) {
             return Err(self.problem(format!("dtype {} where a floating-point one is needed", self.dtype.name())));
         }
-        Ok(out)
+        Ok(self.arrangement.undo(out, self.shape))
     }
 
     /// The first element that is NaN or infinite, found without widening the whole tensor at once.
     pub fn first_not_finite(&self) -> Result<Option<(usize, f32)>, SourceError> {
         const CHUNK: usize = 1 << 16;
         let mut wide = vec![0.0; CHUNK.min(self.elements())];
-        for (i, bytes) in self.bytes.chunks(CHUNK * self.dtype.size()).enumerate() {
-            let wide = &mut wide[..bytes.len() / self.dtype.size()];
+        let block = self.dtype.block();
+        for (i, bytes) in self.bytes.chunks(CHUNK / block * self.dtype.size()).enumerate() {
+            let wide = &mut wide[..bytes.len() / self.dtype.size() * block];
             if !self.dtype.widen(bytes, wide) {
                 return Err(self.problem(format!("dtype {} where a floating-point one is needed", self.dtype.name())));
             }

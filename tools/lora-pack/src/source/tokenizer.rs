@@ -23,6 +23,8 @@ pub struct TokenizerFiles {
     /// The chat template: `chat_template.jinja`, else `chat_template.json`, else the one in `tokenizer_config.json`
     /// (its `default` where there are several).
     pub chat_template: Option<String>,
+    /// Why there is no `tokenizer_json` although the model has a tokenizer (GGUF).
+    pub problem: Option<String>,
 }
 
 impl TokenizerFiles {
@@ -32,7 +34,8 @@ impl TokenizerFiles {
         let tokenizer_config = json::read_if_there(&dir.join("tokenizer_config.json"))?;
         let special_tokens_map = json::read_if_there(&dir.join("special_tokens_map.json"))?;
         let chat_template = chat_template(dir, tokenizer_config.as_ref())?;
-        Ok(Self { dirs: vec![dir.to_owned()], tokenizer_json, tokenizer_config, special_tokens_map, chat_template })
+        let dirs = vec![dir.to_owned()];
+        Ok(Self { dirs, tokenizer_json, tokenizer_config, special_tokens_map, chat_template, problem: None })
     }
 
     /// Whether the folder has any of it.
@@ -48,6 +51,7 @@ impl TokenizerFiles {
             tokenizer_config: over.tokenizer_config.clone().or_else(|| self.tokenizer_config.clone()),
             special_tokens_map: over.special_tokens_map.clone().or_else(|| self.special_tokens_map.clone()),
             chat_template: over.chat_template.clone().or_else(|| self.chat_template.clone()),
+            problem: over.problem.clone().or_else(|| self.problem.clone()),
         }
     }
 }
