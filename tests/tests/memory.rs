@@ -56,7 +56,8 @@ fn opening_allocates_nothing_and_a_run_takes_what_was_planned() {
         let plan = desk.json_object(&plan).unwrap_or_else(|miss| panic!("{miss:?}"));
         let planned = plan["flash_bytes"].as_u64().unwrap() + plan["arena_bytes"].as_u64().unwrap();
         for threads in ["1", "2"] {
-            let call = desk.run("generate", &lpk).args(["-p", "<|user|>turn on the light<|end|><|assistant|>", "-n", "16"]);
+            let call =
+                desk.run("generate", &lpk).args(["-p", "<|user|>turn on the light<|end|><|assistant|>", "-n", "16"]);
             let call = call.args(["--temp", "0", "--ctx", "256", "--threads", threads, "--json"]);
             let answer = desk.json_object(&call).unwrap_or_else(|miss| panic!("{miss:?}"));
             let peak = answer["rss_bytes"].as_u64().expect("rss_bytes");

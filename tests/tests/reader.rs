@@ -40,7 +40,8 @@ fn a_reader_written_from_the_documents_agrees() {
     let desk = Desk::new(&case).expect("a temporary folder");
     for quant in ["f32", "f16", "q8", "q8r", "q4", "q4l", "q5", "q6"] {
         let lpk = desk.path(&format!("{quant}.lpk"));
-        let mut call = desk.pack("merge").arg("--base").arg(case.join("base")).arg("--adapter").arg(case.join("adapter"));
+        let mut call =
+            desk.pack("merge").arg("--base").arg(case.join("base")).arg("--adapter").arg(case.join("adapter"));
         call = call.args(["--quant", quant]);
         desk.produce(call, &lpk).unwrap_or_else(|miss| panic!("{quant}: {miss:?}"));
         let script = data::workspace().join("tests/reader/lpk.py");
