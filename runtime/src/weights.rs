@@ -9,13 +9,17 @@
 //!
 //! ```text
 //! panel = blocks:     for each 4 groups (the last block may have fewer):
-//!             multipliers: for g: 16 × i8 (q4, q4l, q5, q6) or 16 × f16 (q8)          padded to 64
+//!             multipliers: for g: 16 × i8 (q4, q4l, q5, q6), 16 × f16 (q8, i4, i5)
+//!                                 or 2 × 16 × f16 (i4m, i5m)                          padded to 64
 //!             groups:      for g: codes:  for half in 0..2 (8 rows each): lines of 64 bytes
-//!                                 planes: (q5) one line, or (q6) for half: one line
-//!         row scales: 16 × f32 (all but q8)                                            64 bytes
+//!                                 planes: (q5, i5, i5m) one line, or (q6) for half: one line
+//!         row scales: 16 × f32 (q8r, q4, q4l, q5, q6)                                  64 bytes
 //! ```
 //! One token's walk through a panel is one stream of addresses, which is what prefetchers follow: with the planes and
 //! multipliers in parts of their own, weights from memory were up to four times slower.
+//!
+//! The import formats hold GGUF's blocks without loss: `i4`, `i5` are `w = s·q`, `i4m`, `i5m` are `w = s·q + m`, with binary16
+//! `s` and `m` per row and group, `s` of the 16 rows first, and no row scale.
 //!
 //! A **line** is 8 slots × 8 bytes; slot `i` holds row [`SLOT_ROW`]`[i]` of the half, so that a pairwise
 //! add of two registers leaves the rows in order. For `q8`/`q8r` a group's half is four lines, line `j` holding
@@ -24,10 +28,10 @@
 //!
 //! **Planes** hold the bits above the nibble, in lines of the same slots; byte `b` of a slot belongs to
 //! `k = b, 8+b, 16+b, 24+b`, the four *parts* 0…3. `q6`: one line per half, bits `2p..2p+2` of a byte are part
-//! [`PLANE_PART`]`[p]`. `q5`: one line for both halves, bit `4·half + p` of a byte is part `PLANE_PART[p]`.
+//! [`PLANE_PART`]`[p]`. `q5`, `i5`, `i5m`: one line for both halves, bit `4·half + p` of a byte is part `PLANE_PART[p]`.
 //!
-//! Linear codes are stored with an offset that makes them unsigned (8 for `q4l`, 16 for `q5`, 32 for `q6`); `q4`
-//! stores the index into the table; `q8` and `q8r` are two's complement.
+//! Linear codes are stored with an offset that makes them unsigned (8 for `q4l` and `i4`, 16 for `q5` and `i5`, 32 for `q6`);
+//! those of `i4m` and `i5m` are unsigned; `q4` stores the index into the table; `q8` and `q8r` are two's complement.
 //! Float formats store, for each `k` in `0..K_padded`, the 16 rows' values side by side (f32 or f16).
 
 /// Rows stored together.
@@ -65,11 +69,32 @@ pub enum WeightFormat {
     Q5 = 6,
     /// 6-bit linear codes −32…31 (nibble + 2 bit planes), scales as `Q4`.
     Q6 = 7,
+    /// GGUF's Q4_0: 4-bit linear codes −8…7, f16 scale per row and group.
+    I4 = 8,
+    /// GGUF's Q4_1: 4-bit codes 0…15, f16 scale and minimum per row and group.
+    I4M = 9,
+    /// GGUF's Q5_0: 5-bit linear codes −16…15, f16 scale per row and group.
+    I5 = 10,
+    /// GGUF's Q5_1: 5-bit codes 0…31, f16 scale and minimum per row and group.
+    I5M = 11,
 }
 
 impl WeightFormat {
     /// Every format, in the order of their numbers.
-    pub const ALL: [Self; 8] = [Self::F32, Self::F16, Self::Q8, Self::Q8R, Self::Q4, Self::Q4L, Self::Q5, Self::Q6];
+    pub const ALL: [Self; 12] = [
+        Self::F32,
+        Self::F16,
+        Self::Q8,
+        Self::Q8R,
+        Self::Q4,
+        Self::Q4L,
+        Self::Q5,
+        Self::Q6,
+        Self::I4,
+        Self::I4M,
+        Self::I5,
+        Self::I5M,
+    ];
 
     /// The format of that number in the file.
     #[must_use]
@@ -89,6 +114,10 @@ impl WeightFormat {
             Self::Q4L => "q4l",
             Self::Q5 => "q5",
             Self::Q6 => "q6",
+            Self::I4 => "i4",
+            Self::I4M => "i4m",
+            Self::I5 => "i5",
+            Self::I5M => "i5m",
         }
     }
 
@@ -104,6 +133,12 @@ impl WeightFormat {
         matches!(self, Self::F32 | Self::F16)
     }
 
+    /// Whether the format is only made out of a GGUF file's blocks, never by quantizing.
+    #[must_use]
+    pub const fn is_import(self) -> bool {
+        matches!(self, Self::I4 | Self::I4M | Self::I5 | Self::I5M)
+    }
+
     /// Bits of a code, or of a float.
     #[must_use]
     pub const fn code_bits(self) -> usize {
@@ -111,8 +146,8 @@ impl WeightFormat {
             Self::F32 => 32,
             Self::F16 => 16,
             Self::Q8 | Self::Q8R => 8,
-            Self::Q4 | Self::Q4L => 4,
-            Self::Q5 => 5,
+            Self::Q4 | Self::Q4L | Self::I4 | Self::I4M => 4,
+            Self::Q5 | Self::I5 | Self::I5M => 5,
             Self::Q6 => 6,
         }
     }
@@ -121,29 +156,36 @@ impl WeightFormat {
     #[must_use]
     pub const fn code_offset(self) -> i32 {
         match self {
-            Self::Q4L => 8,
-            Self::Q5 => 16,
+            Self::Q4L | Self::I4 => 8,
+            Self::Q5 | Self::I5 => 16,
             Self::Q6 => 32,
-            Self::F32 | Self::F16 | Self::Q8 | Self::Q8R | Self::Q4 => 0,
+            Self::F32 | Self::F16 | Self::Q8 | Self::Q8R | Self::Q4 | Self::I4M | Self::I5M => 0,
         }
     }
 
     /// Bits of a code that are kept in planes.
     pub(crate) const fn plane_bits(self) -> usize {
         match self {
-            Self::Q5 => 1,
+            Self::Q5 | Self::I5 | Self::I5M => 1,
             Self::Q6 => 2,
-            Self::F32 | Self::F16 | Self::Q8 | Self::Q8R | Self::Q4 | Self::Q4L => 0,
+            Self::F32 | Self::F16 | Self::Q8 | Self::Q8R | Self::Q4 | Self::Q4L | Self::I4 | Self::I4M => 0,
         }
     }
 
-    /// Bytes of the multiplier of one row and group.
+    /// Bytes of the multiplier (and minimum) of one row and group.
     pub(crate) const fn multiplier_bytes(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Q8R => 0,
-            Self::Q8 => 2,
+            Self::Q8 | Self::I4 | Self::I5 => 2,
+            Self::I4M | Self::I5M => 4,
             Self::Q4 | Self::Q4L | Self::Q5 | Self::Q6 => 1,
         }
+    }
+
+    /// Whether groups have a minimum, which stands after the multipliers of the 16 rows.
+    #[must_use]
+    pub const fn has_minimum(self) -> bool {
+        matches!(self, Self::I4M | Self::I5M)
     }
 
     /// Whether a panel ends with a scale per row.
@@ -259,9 +301,9 @@ impl WeightFormat {
         let (line, shift) =
             if self.code_bits() == 8 { (half * 4 + part, 0) } else { (half * 2 + part % 2, 4 * (part / 2)) };
         let (plane_line, plane_shift) = match self {
-            Self::Q5 => (0, 4 * half + place),
+            Self::Q5 | Self::I5 | Self::I5M => (0, 4 * half + place),
             Self::Q6 => (half, 2 * place),
-            Self::F32 | Self::F16 | Self::Q8 | Self::Q8R | Self::Q4 | Self::Q4L => (0, 0),
+            Self::F32 | Self::F16 | Self::Q8 | Self::Q8R | Self::Q4 | Self::Q4L | Self::I4 | Self::I4M => (0, 0),
         };
         CodePlace {
             byte: line * LINE + in_line,
@@ -292,7 +334,7 @@ mod tests {
             assert_eq!(WeightFormat::from_u16(format as u16), Some(format));
             assert_eq!(WeightFormat::from_name(format.name()), Some(format));
         }
-        assert_eq!(WeightFormat::from_u16(8), None);
+        assert_eq!(WeightFormat::from_u16(12), None);
         assert_eq!(WeightFormat::from_name("q3"), None);
     }
 
@@ -307,6 +349,8 @@ mod tests {
         assert_eq!(bytes(WeightFormat::Q4L, 1), 8 * 32 + 64 + 64);
         assert_eq!(bytes(WeightFormat::Q5, 576), 10 * 576 + 320 + 64);
         assert_eq!(bytes(WeightFormat::Q6, 576), 12 * 576 + 320 + 64);
+        assert_eq!(bytes(WeightFormat::I4, 576), 8 * 576 + 18 * 32);
+        assert_eq!(bytes(WeightFormat::I5M, 576), 10 * 576 + 18 * 64);
         assert_eq!(WeightFormat::Q4.tensor_bytes(17, 576), 2 * bytes(WeightFormat::Q4, 576));
         for format in WeightFormat::ALL {
             assert_eq!(format.tensor_bytes(0, 5), 0);

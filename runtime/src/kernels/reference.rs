@@ -30,6 +30,11 @@ pub(super) fn linear_quantized(w: &QuantizedRows, codebook: &[u8; 16], r: usize,
         let p = match &w.multipliers {
             Multipliers::None => dot_f * x.scale(g),
             Multipliers::Half(s) => dot_f * (half::f16::from_bits(s[r * groups + g]).to_f32() * x.scale(g)),
+            Multipliers::HalfAndMinimum(m) => {
+                let [s, m] = m[r * groups + g].map(|h| half::f16::from_bits(h).to_f32());
+                let sum: i32 = codes.iter().map(|&x| i32::from(x)).sum();
+                dot_f * (s * x.scale(g)) + sum as f32 * (m * x.scale(g))
+            }
             Multipliers::Int(m) => {
                 let m = m[r * groups + g];
                 // The correctly rounded exact product, as the contract says in other words.

@@ -125,6 +125,14 @@ tables! {
         linear_q5: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q5>;
         /// A panel of `q6` weights.
         linear_q6: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q6>;
+        /// A panel of `i4` weights.
+        linear_i4: fn(args: LinearArgs) = linear::int_panel::<_, linear::I4>;
+        /// A panel of `i4m` weights.
+        linear_i4m: fn(args: LinearArgs) = linear::int_panel::<_, linear::I4M>;
+        /// A panel of `i5` weights.
+        linear_i5: fn(args: LinearArgs) = linear::int_panel::<_, linear::I5>;
+        /// A panel of `i5m` weights.
+        linear_i5m: fn(args: LinearArgs) = linear::int_panel::<_, linear::I5M>;
     }
     floats {
         /// An activation, times a second operand if there is one.

@@ -238,7 +238,8 @@ pub struct DemoArgs {
 }
 
 fn parse_format(s: &str) -> Result<WeightFormat, String> {
-    WeightFormat::from_name(s).ok_or_else(|| "expected one of f32, f16, q8, q8r, q6, q5, q4, q4l".into())
+    let format = WeightFormat::from_name(s).filter(|format| !format.is_import());
+    format.ok_or_else(|| "expected one of f32, f16, q8, q8r, q6, q5, q4, q4l".into())
 }
 
 fn parse_task(s: &str) -> Result<Task, String> {

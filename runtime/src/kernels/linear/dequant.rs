@@ -4,7 +4,7 @@ use crate::kernels::isa::scalar::f16_to_f32;
 use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
 
 /// Writes row `row` (0…15) of a panel as floats: `f32(code · multiplier) · S`, each product rounded once; for `q8`
-/// `f32(code) · scale`, for `q8r` `f32(code) · S`. `out.len()` is K.
+/// `f32(code) · scale`, for `q8r` `f32(code) · S`, for `i4`, `i5` as `q8`, for `i4m`, `i5m` plus the minimum. `out.len()` is K.
 ///
 /// # Panics
 /// When the panel is not exactly [`WeightFormat::panel_bytes`]`(out.len())` long or `row` is not below 16.
@@ -53,7 +53,7 @@ pub fn dequant_row(format: WeightFormat, codebook: &[u8; 16], panel: &[u8], row:
                     codes[24 + b] = second >> 4;
                 }
                 match format {
-                    WeightFormat::Q5 => {
+                    WeightFormat::Q5 | WeightFormat::I5 | WeightFormat::I5M => {
                         let plane = &group[slot.plane_byte..];
                         for b in 0..8 {
                             let bits = plane[b] >> slot.plane_shift;
@@ -83,17 +83,22 @@ pub fn dequant_row(format: WeightFormat, codebook: &[u8; 16], panel: &[u8], row:
                 }
             }
         };
+        let half = |i: usize| {
+            let at = multipliers_at + 2 * i;
+            f16_to_f32(u16::from_le_bytes([panel[at], panel[at + 1]]))
+        };
         let multiplier = match format.multiplier_bytes() {
             1 => f32::from(panel[multipliers_at + row] as i8),
-            2 => {
-                let at = multipliers_at + 2 * row;
-                f16_to_f32(u16::from_le_bytes([panel[at], panel[at + 1]]))
-            }
+            2 | 4 => half(row),
             _ => 1.0,
         };
         // A factor of 1 changes nothing, so one line serves all formats.
         for (out, value) in out.iter_mut().zip(values) {
             *out = value * multiplier * row_scale;
+        }
+        if format.has_minimum() {
+            let minimum = half(PANEL_ROWS + row);
+            out.iter_mut().for_each(|out| *out += minimum);
         }
     }
 }

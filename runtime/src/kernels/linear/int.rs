@@ -12,7 +12,8 @@
 //!         acc[token][strip] += scaled f32(d)
 //! ```
 //! 1. Codes are unsigned, so that the unsigned × signed dot instructions take them; Σx takes the offset out again.
-//! 2. One token keeps its sums in registers. With more, the sums live in `out`: a load and a store per 16 dot
+//! 2. Formats with a minimum add `f32(Σx) · (m · xscale)`; Σx comes with the activations.
+//! 3. One token keeps its sums in registers. With more, the sums live in `out`: a load and a store per 16 dot
 //!    products cost less than the registers would, and any number of tokens shares one unpacking.
 
 use crate::kernels::isa::{Isa, strip};
@@ -53,6 +54,19 @@ pub(crate) trait Codes {
     #[inline(always)]
     fn offset<I: Isa>() -> i32 {
         Self::OFFSET
+    }
+    /// Minima of `L` rows, whose multipliers are at `at`; read where the format has them.
+    ///
+    /// # Safety
+    /// `at` is valid for reading the group's multipliers of the format from it on.
+    #[inline(always)]
+    unsafe fn minima<I: Isa>(isa: I, at: *const u8) -> I::F {
+        if Self::FORMAT.has_minimum() {
+            // SAFETY: the minima of the same rows lie a panel's multipliers further.
+            unsafe { isa.load_f16(at.add(2 * PANEL_ROWS).cast()) }
+        } else {
+            isa.splat(0.0)
+        }
     }
     /// Multipliers of `L` rows.
     ///
@@ -244,6 +258,50 @@ impl Codes for Q8R {
     }
 }
 
+/// A format whose codes are another's and whose scales are binary16, as GGUF's blocks have them.
+macro_rules! imported {
+    ($(#[$doc:meta])* $name:ident, $offset:expr, codes of $codes:ident) => {
+        $(#[$doc])*
+        pub(crate) struct $name;
+        impl Codes for $name {
+            const FORMAT: WeightFormat = WeightFormat::$name;
+            const MAX: i32 = $codes::MAX;
+            const OFFSET: i32 = $offset;
+            #[inline(always)]
+            unsafe fn unpack<I: Isa>(isa: I, t: I::B, codes: *const u8, plane: *const u8, half: usize) -> [I::B; 4] {
+                // SAFETY: passed on.
+                unsafe { $codes::unpack(isa, t, codes, plane, half) }
+            }
+            #[inline(always)]
+            unsafe fn multipliers<I: Isa>(isa: I, at: *const u8) -> I::F {
+                // SAFETY: the caller vouches for L halves.
+                unsafe { isa.load_f16(at.cast()) }
+            }
+            #[inline(always)]
+            fn scaled<I: Isa>(isa: I, dot: I::F, multipliers: I::F, xscale: I::F) -> I::F {
+                isa.mul(dot, isa.mul(multipliers, xscale))
+            }
+        }
+    };
+}
+
+imported!(
+    /// 4-bit linear codes with a binary16 scale per group.
+    I4, WeightFormat::I4.code_offset(), codes of Q4L
+);
+imported!(
+    /// 4-bit codes with a binary16 scale and minimum per group.
+    I4M, 0, codes of Q4L
+);
+imported!(
+    /// 5-bit linear codes with a binary16 scale per group.
+    I5, WeightFormat::I5.code_offset(), codes of Q5
+);
+imported!(
+    /// 5-bit codes with a binary16 scale and minimum per group.
+    I5M, 0, codes of Q5
+);
+
 /// The body of the integer linear entries.
 ///
 /// # Safety
@@ -313,6 +371,7 @@ struct Strip<I: Isa> {
     a: [I::B; 4],
     b: [I::B; 4],
     multipliers: I::F,
+    minima: I::F,
 }
 
 /// # Safety
@@ -321,16 +380,18 @@ struct Strip<I: Isa> {
 unsafe fn load_strip<I: Isa, C: Codes>(isa: I, table: I::B, place: Place, s: usize) -> Strip<I> {
     let (a, b) = strip::<I>(s, C::FORMAT.code_bytes() / 2);
     let (half_a, half_b) = (s * I::L / 8, (s * I::L + I::L / 2) / 8);
-    // q5 has both halves' bits in one line, q6 a line for each.
+    // Single bits of both halves are in one line, pairs in a line for each.
     let (plane_a, plane_b) = strip::<I>(s, if C::FORMAT.plane_bits() == 1 { 0 } else { LINE });
     let planes = place.codes.wrapping_add(C::FORMAT.code_bytes());
-    let multipliers = place.multipliers.wrapping_add(s * I::L * C::FORMAT.multiplier_bytes());
+    let scale_bytes = if C::FORMAT.has_minimum() { 2 } else { C::FORMAT.multiplier_bytes() };
+    let multipliers = place.multipliers.wrapping_add(s * I::L * scale_bytes);
     // SAFETY: the strip's registers lie within the group's lines, its multipliers within the group's.
     unsafe {
         Strip {
             a: C::unpack(isa, table, place.codes.add(a), planes.wrapping_add(plane_a), half_a),
             b: C::unpack(isa, table, place.codes.add(b), planes.wrapping_add(plane_b), half_b),
             multipliers: C::multipliers(isa, multipliers),
+            minima: C::minima(isa, multipliers),
         }
     }
 }
@@ -339,8 +400,18 @@ unsafe fn load_strip<I: Isa, C: Codes>(isa: I, table: I::B, place: Place, s: usi
 #[derive(Clone, Copy)]
 struct Group<I: Isa> {
     x: [I::B; 4],
+    scales: Scales<I>,
+}
+
+/// What goes with the codes of a group of one token's activations.
+#[derive(Clone, Copy)]
+struct Scales<I: Isa> {
+    /// What to take off the dot product.
     offset: I::I,
-    scale: I::F,
+    /// The scale.
+    x: I::F,
+    /// The sum of the codes, for formats with a minimum.
+    sum: I::F,
 }
 
 /// # Safety
@@ -350,23 +421,25 @@ unsafe fn load_group<I: Isa, C: Codes>(isa: I, row: *const u8, groups: usize, g:
     // SAFETY: as the layout of the row says.
     unsafe {
         let codes = row.add(g * GROUP).cast::<i8>();
-        let (offset, scale) = load_scales::<I, C>(isa, row, groups, g);
+        let scales = load_scales::<I, C>(isa, row, groups, g);
         let x = [isa.splat8(codes), isa.splat8(codes.add(8)), isa.splat8(codes.add(16)), isa.splat8(codes.add(24))];
-        Group { x, offset, scale }
+        Group { x, scales }
     }
 }
 
-/// What to take off the dot product, and the scale of a group of one token's activations.
-///
 /// # Safety
 /// As [`load_group`].
 #[inline(always)]
-unsafe fn load_scales<I: Isa, C: Codes>(isa: I, row: *const u8, groups: usize, g: usize) -> (I::I, I::F) {
+unsafe fn load_scales<I: Isa, C: Codes>(isa: I, row: *const u8, groups: usize, g: usize) -> Scales<I> {
     // SAFETY: as the layout of the row says.
     unsafe {
         let scale = row.add(groups * GROUP).cast::<f32>().add(g).read_unaligned();
         let sum = row.add(groups * (GROUP + 4)).cast::<i32>().add(g).read_unaligned();
-        (isa.splat_i(sum.wrapping_mul(C::offset::<I>())), isa.splat(scale))
+        Scales {
+            offset: isa.splat_i(sum.wrapping_mul(C::offset::<I>())),
+            x: isa.splat(scale),
+            sum: isa.splat(if C::FORMAT.has_minimum() { sum as f32 } else { 0.0 }),
+        }
     }
 }
 
@@ -374,8 +447,15 @@ unsafe fn load_scales<I: Isa, C: Codes>(isa: I, row: *const u8, groups: usize, g
 #[inline(always)]
 fn contribution<I: Isa, C: Codes>(isa: I, w: &Strip<I>, x: &Group<I>) -> I::F {
     let sums = isa.pair_sum(C::dots(isa, w.a, x.x), C::dots(isa, w.b, x.x));
-    let dot = if C::offset::<I>() == 0 { sums } else { isa.sub_i(sums, x.offset) };
-    C::scaled(isa, isa.to_f(dot), w.multipliers, x.scale)
+    finish::<I, C>(isa, sums, w.multipliers, w.minima, x.scales)
+}
+
+/// From the dot product of unsigned codes to the contribution.
+#[inline(always)]
+fn finish<I: Isa, C: Codes>(isa: I, dot: I::I, multipliers: I::F, minima: I::F, x: Scales<I>) -> I::F {
+    let dot = if C::offset::<I>() == 0 { dot } else { isa.sub_i(dot, x.offset) };
+    let p = C::scaled(isa, isa.to_f(dot), multipliers, x.x);
+    if C::FORMAT.has_minimum() { isa.add(p, isa.mul(x.sum, isa.mul(minima, x.x))) } else { p }
 }
 
 /// # Safety
@@ -431,7 +511,7 @@ unsafe fn many_tokens<I: Isa, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
                     // SAFETY: the group is one of the panel's and of each row's, strips are those of the level, t is
                     // below the number of tokens.
                     unsafe {
-                        let Strip { a: wa, b: wb, multipliers } = load_strip::<I, C>(isa, table, place, s);
+                        let Strip { a: wa, b: wb, multipliers, minima } = load_strip::<I, C>(isa, table, place, s);
                         let (w0, w1) = isa.deal(wa[0], wb[0]);
                         let (w2, w3) = isa.deal(wa[1], wb[1]);
                         let (w4, w5) = isa.deal(wa[2], wb[2]);
@@ -442,9 +522,8 @@ unsafe fn many_tokens<I: Isa, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
                         let mut t = 0;
                         while t < a.tokens {
                             let dot = C::group(isa, w, row.add(place.g * GROUP).cast());
-                            let (offset, scale) = load_scales::<I, C>(isa, row, groups, place.g);
-                            let dot = if C::offset::<I>() == 0 { dot } else { isa.sub_i(dot, offset) };
-                            let p = C::scaled(isa, isa.to_f(dot), multipliers, scale);
+                            let scales = load_scales::<I, C>(isa, row, groups, place.g);
+                            let p = finish::<I, C>(isa, dot, multipliers, minima, scales);
                             isa.store(out, isa.add(isa.load(out), p));
                             row = row.wrapping_add(a.stride);
                             out = out.wrapping_add(PANEL_ROWS);

@@ -8,7 +8,9 @@
 //! ```text
 //! q4 q4l q5 q6   d = Σ c[q]·x            exact, in integers
 //!                acc = acc + (f32(d) · f32(multiplier)) · xscale[g]          y = acc · S[row]
-//! q8             acc = acc + f32(d) · (f32(f16 scale) · xscale[g])           y = acc
+//! q8 i4 i5       acc = acc + f32(d) · (f32(f16 scale) · xscale[g])           y = acc
+//! i4m i5m        acc = acc + (f32(d) · (f32(f16 scale) · xscale[g])
+//!                           + f32(Σx) · (f32(f16 min) · xscale[g]))          y = acc
 //! q8r            acc = acc + f32(d) · xscale[g]                              y = acc · S[row]
 //! f32 f16        p = ((0 + w₀·x₀) + w₁·x₁) + …  over the group's inputs below K
 //!                acc = acc + p                                               y = acc
@@ -32,7 +34,7 @@ pub use dequant::dequant_row;
 pub use pack::{Multipliers, QuantizedRows, pack_float, pack_float_panel};
 
 pub(super) use float::{Half, Single, panel as float_panel};
-pub(super) use int::{Q4, Q4L, Q5, Q6, Q8, Q8R, panel as int_panel};
+pub(super) use int::{I4, I4M, I5, I5M, Q4, Q4L, Q5, Q6, Q8, Q8R, panel as int_panel};
 
 /// Most tokens that one call of [`Kernels::linear_panel`] takes.
 pub const MAX_TOKENS: usize = 16;
@@ -130,6 +132,10 @@ impl Kernels {
             WeightFormat::Q4L => self.linear_q4l,
             WeightFormat::Q5 => self.linear_q5,
             WeightFormat::Q6 => self.linear_q6,
+            WeightFormat::I4 => self.linear_i4,
+            WeightFormat::I4M => self.linear_i4m,
+            WeightFormat::I5 => self.linear_i5,
+            WeightFormat::I5M => self.linear_i5m,
         };
         // SAFETY: the assertions above are the entry's conditions.
         unsafe { entry(args) }

@@ -13,11 +13,13 @@ pub enum Multipliers {
     None,
     /// `q4`, `q4l`, `q5`, `q6`.
     Int(Vec<i8>),
-    /// `q8`: binary16 bits.
+    /// `q8`, `i4`, `i5`: binary16 bits.
     Half(Vec<u16>),
+    /// `i4m`, `i5m`: binary16 bits of scale and minimum.
+    HalfAndMinimum(Vec<[u16; 2]>),
 }
 
-/// A quantized weight before it is packed: `w[r,k] ≈ S[r] · s[r,g] · c[q[r,k]]`.
+/// A quantized weight before it is packed: `w[r,k] ≈ S[r] · s[r,g] · c[q[r,k]] (+ m[r,g])`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedRows {
     /// Which formula: a quantized format.
@@ -28,7 +30,7 @@ pub struct QuantizedRows {
     pub codes: Vec<i8>,
     /// Scales of the groups.
     pub multipliers: Multipliers,
-    /// Scales of the rows, N of them; none for `q8`.
+    /// Scales of the rows, N of them, where the format has them.
     pub row_scales: Vec<f32>,
 }
 
@@ -43,9 +45,10 @@ impl QuantizedRows {
     #[must_use]
     pub fn code_range(format: WeightFormat) -> core::ops::RangeInclusive<i8> {
         match format {
-            WeightFormat::Q4 => 0..=15,
-            WeightFormat::Q4L => -8..=7,
-            WeightFormat::Q5 => -16..=15,
+            WeightFormat::Q4 | WeightFormat::I4M => 0..=15,
+            WeightFormat::Q4L | WeightFormat::I4 => -8..=7,
+            WeightFormat::Q5 | WeightFormat::I5 => -16..=15,
+            WeightFormat::I5M => 0..=31,
             WeightFormat::Q6 => -32..=31,
             WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Q8 | WeightFormat::Q8R => -128..=127,
         }
@@ -68,6 +71,15 @@ impl QuantizedRows {
             Multipliers::None => 1.0,
             Multipliers::Int(m) => f32::from(m[at]),
             Multipliers::Half(m) => f16_to_f32(m[at]),
+            Multipliers::HalfAndMinimum(m) => f16_to_f32(m[at][0]),
+        }
+    }
+
+    /// Minimum of group `g` of row `r`.
+    fn minimum(&self, r: usize, g: usize) -> f32 {
+        match &self.multipliers {
+            Multipliers::HalfAndMinimum(m) => f16_to_f32(m[r * self.k.div_ceil(GROUP) + g][1]),
+            _ => 0.0,
         }
     }
 
@@ -78,7 +90,9 @@ impl QuantizedRows {
         for r in 0..self.n() {
             let row_scale = self.row_scales.get(r).copied().unwrap_or(1.0);
             for i in 0..self.k {
-                out.push(self.value(codebook, r, i) as f32 * self.multiplier(r, i / GROUP) * row_scale);
+                let product = self.value(codebook, r, i) as f32 * self.multiplier(r, i / GROUP) * row_scale;
+                // Adding 0 would turn −0 into 0.
+                out.push(if self.format.has_minimum() { product + self.minimum(r, i / GROUP) } else { product });
             }
         }
         out
@@ -133,6 +147,12 @@ impl QuantizedRows {
                     assert_eq!(format.multiplier_bytes(), 2);
                     multipliers[2 * row..2 * row + 2].copy_from_slice(&m[r * groups + g].to_le_bytes());
                 }
+                Multipliers::HalfAndMinimum(m) => {
+                    assert_eq!(format.multiplier_bytes(), 4);
+                    for (half, at) in m[r * groups + g].iter().zip([2 * row, 2 * (PANEL_ROWS + row)]) {
+                        multipliers[at..at + 2].copy_from_slice(&half.to_le_bytes());
+                    }
+                }
             }
         }
         for (row, scale) in self.row_scales.iter().skip(first_row).take(PANEL_ROWS).enumerate() {
@@ -168,7 +188,8 @@ impl QuantizedRows {
             multipliers: match format.multiplier_bytes() {
                 0 => Multipliers::None,
                 1 => Multipliers::Int(Vec::new()),
-                _ => Multipliers::Half(Vec::new()),
+                2 => Multipliers::Half(Vec::new()),
+                _ => Multipliers::HalfAndMinimum(Vec::new()),
             },
             row_scales: Vec::new(),
         };
@@ -189,10 +210,12 @@ impl QuantizedRows {
             }
             for g in 0..k.div_ceil(GROUP) {
                 let at = format.group_place(k, g).1;
+                let half = |i: usize| u16::from_le_bytes([panel[at + 2 * i], panel[at + 2 * i + 1]]);
                 match &mut rows.multipliers {
                     Multipliers::None => {}
                     Multipliers::Int(m) => m.push(panel[at + row] as i8),
-                    Multipliers::Half(m) => m.push(u16::from_le_bytes([panel[at + 2 * row], panel[at + 2 * row + 1]])),
+                    Multipliers::Half(m) => m.push(half(row)),
+                    Multipliers::HalfAndMinimum(m) => m.push([half(row), half(PANEL_ROWS + row)]),
                 }
             }
             if format.has_row_scale() {

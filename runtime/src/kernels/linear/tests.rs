@@ -63,7 +63,10 @@ fn weights(format: WeightFormat, k: usize, n: usize, fill: Fill, random: &mut Ra
                 })
                 .collect(),
         ),
-        _ => Multipliers::Half((0..groups).map(|_| half::f16::from_f32(random.float() * 0.01).to_bits()).collect()),
+        2 => Multipliers::Half((0..groups).map(|_| half::f16::from_f32(random.float() * 0.01).to_bits()).collect()),
+        _ => Multipliers::HalfAndMinimum(
+            (0..groups).map(|_| [0.01, 0.1].map(|by| half::f16::from_f32(random.float() * by).to_bits())).collect(),
+        ),
     };
     let row_scales = if format.has_row_scale() { (0..n).map(|_| random.float() * 1e-3).collect() } else { vec![] };
     QuantizedRows { format, k, codes, multipliers, row_scales }

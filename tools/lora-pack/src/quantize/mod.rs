@@ -42,7 +42,7 @@ const Q8_MAX: f32 = 127.0 * 65504.0;
 /// When a weight is not finite, or for `q8` too large.
 ///
 /// # Panics
-/// When the sizes do not fit each other or the format is a float format.
+/// When the sizes do not fit each other or the format is a float or an import format.
 pub fn quantize_rows(
     format: WeightFormat,
     w: &[f32],
@@ -51,7 +51,7 @@ pub fn quantize_rows(
     importance: Option<&[f32]>,
     codebook: &[u8; 16],
 ) -> Result<QuantizedRows, Unrepresentable> {
-    assert!(!format.is_float(), "{} is not a quantized format", format.name());
+    assert!(!format.is_float() && !format.is_import(), "{} is not a quantized format", format.name());
     assert_eq!(w.len(), n * k, "weight size");
     assert!(importance.is_none_or(|h| h.len() == k), "importance size");
     let most = if format == WeightFormat::Q8 { Q8_MAX } else { f32::MAX };
@@ -81,7 +81,8 @@ pub fn quantize_rows(
     for row in rows {
         out.codes.extend(row.codes);
         match &mut out.multipliers {
-            Multipliers::None => {}
+            // No quantizer makes minima.
+            Multipliers::None | Multipliers::HalfAndMinimum(_) => {}
             Multipliers::Int(m) => m.extend(row.multipliers),
             Multipliers::Half(h) => h.extend(row.halves),
         }

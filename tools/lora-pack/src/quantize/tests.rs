@@ -67,7 +67,7 @@ fn weights_on_a_binary16_grid_survive_q8_exactly() {
 
 #[test]
 fn extreme_and_empty_rows_are_quantized() {
-    for format in WeightFormat::ALL.into_iter().filter(|format| !format.is_float()) {
+    for format in WeightFormat::ALL.into_iter().filter(|format| !format.is_float() && !format.is_import()) {
         for value in [0.0, 1e-38, -1e-41, 1e-7, 3e38, -2e38] {
             let mut w = vec![0.0; 33];
             w[32] = value;
