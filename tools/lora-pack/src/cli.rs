@@ -44,6 +44,8 @@ pub enum Verb {
     Doctor(DoctorArgs),
     /// Write the merged weights as a Hugging Face folder, for other tools
     Export(ExportArgs),
+    /// Get a model or adapter of the Hugging Face Hub into the local cache, and say where it is
+    Fetch(FetchArgs),
     /// Pack the shipped demo model with its adapter and run it
     Demo(DemoArgs),
 }
@@ -57,10 +59,11 @@ Examples:
   lora-pack merge --base bert-base --adapter intents --labels on,off,dim --quant q8 -o intents.lpk
   lora-pack merge --base base --quant f32 -o base.lpk          (no adapter: just pack)")]
 pub struct MergeArgs {
-    /// Base model: a Hugging Face folder, a .safetensors file with its config.json beside it, or a .gguf file
-    #[arg(long, value_name = "DIR|FILE")]
+    /// Base model: a Hugging Face folder, a .safetensors file with its config.json beside it, a .gguf file, or org/name on
+    /// the Hub
+    #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     pub base: PathBuf,
-    /// PEFT adapter folder or LoRA .gguf file, optionally with a weight (repeatable)
+    /// PEFT adapter folder, LoRA .gguf file, or org/name on the Hub, optionally with a weight (repeatable)
     #[arg(long = "adapter", value_name = "DIR[=WEIGHT]")]
     pub adapters: Vec<String>,
     /// Combination.
@@ -109,6 +112,13 @@ pub struct CombineArgs {
     /// Seed of dare's random choice
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Revision of the base on the Hub (branch, tag or commit): which one to take from the cache, and compared with the
+    /// one that the adapter was trained on
+    #[arg(long, value_name = "REVISION")]
+    pub base_revision: Option<String>,
+    /// Round every merged weight once to the type that the base stores, as PEFT's merge does, before anything else
+    #[arg(long)]
+    pub peft_exact: bool,
     /// Whether the base is the published model or, for adapters whose start changed it (pissa, olora, corda, …), the
     /// changed one
     #[arg(long, value_name = "original|residual")]
@@ -140,10 +150,11 @@ pub struct DoctorArgs {
     after_help = "Examples:\n  lora-pack export --base base --adapter my-lora --to safetensors -o merged\n  lora-pack export --base base --adapter a=0.7 --adapter b --combine ties --density 0.5 --dtype f32 -o merged"
 )]
 pub struct ExportArgs {
-    /// Base model: a Hugging Face folder, a .safetensors file with its config.json beside it, or a .gguf file
-    #[arg(long, value_name = "DIR|FILE")]
+    /// Base model: a Hugging Face folder, a .safetensors file with its config.json beside it, a .gguf file, or org/name on
+    /// the Hub
+    #[arg(long, value_name = "DIR|FILE|ORG/NAME")]
     pub base: PathBuf,
-    /// PEFT adapter folder or LoRA .gguf file, optionally with a weight (repeatable)
+    /// PEFT adapter folder, LoRA .gguf file, or org/name on the Hub, optionally with a weight (repeatable)
     #[arg(long = "adapter", value_name = "DIR[=WEIGHT]")]
     pub adapters: Vec<String>,
     /// Combination.
@@ -155,6 +166,9 @@ pub struct ExportArgs {
     /// Type of the weights: f32 (exact merged values), f16, bf16, or base (each tensor as the base stores it, rounded once)
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16", "base"])]
     pub dtype: String,
+    /// Label names by index, for the config: a,b,c or a .json file (list, or id2label map)
+    #[arg(long, value_name = "a,b,c|FILE.json")]
+    pub labels: Option<String>,
     /// Accept unknown adapter settings (each is still reported)
     #[arg(long)]
     pub force: bool,
@@ -218,6 +232,28 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
+/// Arguments of `fetch`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lora-pack fetch org/name
+  lora-pack fetch org/name --revision v1.1
+  lora-pack merge --base org/name --adapter org/adapter -o model.lpk    (the same names work there)
+
+The cache is that of Hugging Face's own libraries (HF_HOME, HF_HUB_CACHE). Downloads need a lora-pack built with the
+feature `hub`; they honour HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.")]
+pub struct FetchArgs {
+    /// The model's name on the Hub
+    #[arg(value_name = "ORG/NAME")]
+    pub model: String,
+    /// Branch, tag or commit (default: main)
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+    /// Print one JSON object: model, commit, folder
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
 #[command(
@@ -263,6 +299,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Plan(a) => verb::plan::run(&a),
         Verb::Doctor(a) => verb::doctor::run(&a),
         Verb::Export(a) => verb::export::run(&a),
+        Verb::Fetch(a) => verb::fetch::run(&a),
         Verb::Demo(a) => verb::demo::run(&a),
     }
 }

@@ -12,14 +12,14 @@ use lora_models::{Checkpoint, Policy};
 use lora_runtime::format::{
     EntryRecord, FileKind, Info, NONE, OutputRecord, SlotRecord, StrRef, Task, TensorKind, TensorRecord,
 };
-use lora_runtime::kernels::{KvType, pack_float};
-use lora_runtime::weights::WeightFormat;
+use lora_runtime::kernels::{KvType, pack_float_panel};
+use lora_runtime::weights::{PANEL_ROWS, WeightFormat};
 use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::compile::tokenizer::compile_tokenizer;
 use crate::merge::{Merged, TaskType};
-use crate::quantize::{Q4_TABLE, quantize_rows};
+use crate::quantize::{Q4_TABLE, Unrepresentable, quantize_rows};
 use crate::source::BaseModel;
 use crate::write::{LpkWriter, Strings, Tables};
 
@@ -164,6 +164,10 @@ pub fn pack(
     let info = info(base, merged, &lowered, &mut strings);
     let mut meta = extra_meta;
     meta.insert("format.blocks".into(), options.format.name().into());
+    let special = merged.tokenizer().special_tokens();
+    if !special.is_empty() {
+        meta.insert("tokenizer.special_tokens".into(), serde_json::to_string(&special)?);
+    }
     let (entries, ops, outputs) = program(&lowered, &mut strings);
     let slots = slots(&lowered, &mut strings);
     let tables = Tables {
@@ -207,17 +211,38 @@ fn check_size(lowered: &Lowered) -> Result<()> {
     Ok(())
 }
 
-/// Quantizes a matrix and lays it out.
+/// Panels that one task quantizes and lays out: few enough that their codes stay in the cache between the two.
+const PANELS_AT_ONCE: usize = 4;
+
+/// Quantizes a matrix and lays it out, block of panels by block of panels: what is between weights and bytes never
+/// exists as a whole.
 fn pack_matrix(format: WeightFormat, values: &[f32], rows: usize, cols: usize, codebook: &[u8; 16]) -> Result<Vec<u8>> {
+    let panel_bytes = format.panel_bytes(cols);
+    let (rows_at_once, bytes_at_once) = (PANELS_AT_ONCE * PANEL_ROWS, PANELS_AT_ONCE * panel_bytes);
+    let mut out = vec![0; format.tensor_bytes(rows, cols)];
+    let blocks = out.par_chunks_mut(bytes_at_once).zip(values.par_chunks(rows_at_once * cols)).enumerate();
     if !format.is_float() {
-        return Ok(quantize_rows(format, values, rows, cols, None, codebook)?.pack());
+        blocks.try_for_each(|(block, (out, values))| {
+            let quantized = quantize_rows(format, values, values.len() / cols, cols, None, codebook)
+                .map_err(|e| Unrepresentable { row: e.row + block * rows_at_once, ..e })?;
+            for (i, panel) in out.chunks_exact_mut(panel_bytes).enumerate() {
+                quantized.pack_panel(i * PANEL_ROWS, panel);
+            }
+            Ok::<_, Unrepresentable>(())
+        })?;
+        return Ok(out);
     }
     if format == WeightFormat::F16
         && let Some(v) = values.iter().find(|v| v.abs() > f16::MAX.to_f32())
     {
         bail!("the value {v} does not fit f16; use --quant f32 or an integer format");
     }
-    Ok(pack_float(format, values, rows, cols))
+    blocks.for_each(|(_, (out, values))| {
+        for (panel, rows) in out.chunks_exact_mut(panel_bytes).zip(values.chunks(PANEL_ROWS * cols)) {
+            pack_float_panel(format, rows, cols, panel);
+        }
+    });
+    Ok(out)
 }
 
 /// The values of a tensor, row-major.

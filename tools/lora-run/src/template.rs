@@ -64,17 +64,18 @@ impl ChatTemplate {
         Self::new(source, special_tokens(model))
     }
 
-    /// The prompt of a conversation. `messages` is a JSON list of objects with `role` and `content`.
+    /// The prompt of a conversation. `messages` is a JSON list of objects with `role` and `content`, `tools` a list of
+    /// the functions that the model may call, as JSON schemas.
     ///
     /// # Errors
     /// What the template itself refuses (roles in the wrong order, …), or an error in it.
-    pub fn render(&self, messages: &Json, add_generation_prompt: bool) -> Result<String> {
+    pub fn render(&self, messages: &Json, tools: Option<&Json>, add_generation_prompt: bool) -> Result<String> {
         let template = self.env.get_template("chat").map_err(|e| anyhow!("chat template: {e}"))?;
         let special = self.special.iter().map(|(name, text)| (name.clone(), Value::from(text.as_str())));
         let context = [
             ("messages".to_owned(), python::value(messages)),
             ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
-            ("tools".to_owned(), Value::from(())),
+            ("tools".to_owned(), tools.map_or_else(|| Value::from(()), python::value)),
             ("documents".to_owned(), Value::from(())),
         ];
         template.render(Value::from_pairs(special.chain(context))).map_err(|e| match (e.kind(), e.detail()) {

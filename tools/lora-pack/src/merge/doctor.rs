@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::adapter::Adapter;
 use super::config::Verdict;
-use super::{AdapterSpec, Level, MergeError, MergeOptions, Merged, Note, Purpose};
+use super::{AdapterSpec, Level, MergeError, MergeOptions, Merged, Note, Purpose, elsewhere};
 use crate::source::{BaseModel, quote};
 
 /// One adapted module.
@@ -73,6 +73,8 @@ pub struct Report {
     pub fields: Vec<Verdict>,
     /// Notes about the config.
     pub notes: Vec<Note>,
+    /// What other tools do with it that its author did not mean.
+    pub elsewhere: Vec<String>,
     /// Whether it fits, if a base was given.
     pub fit: Option<Fit>,
 }
@@ -111,6 +113,7 @@ pub fn report(spec: &AdapterSpec, base: Option<&BaseModel>, force: bool) -> Resu
         ignored: adapter.ignored.clone(),
         fields: adapter.verdicts.clone(),
         notes,
+        elsewhere: elsewhere::of(&adapter),
         fit: base.map(|base| fit(spec, base, force)),
     })
 }
@@ -166,6 +169,9 @@ impl fmt::Display for Report {
             writeln!(f, "    {:<10}  {} = {}: {}", v.action.word(), v.field, v.value, v.meaning)?;
         }
         notes(f, &self.notes)?;
+        for text in &self.elsewhere {
+            writeln!(f, "  elsewhere   {text}")?;
+        }
         match &self.fit {
             None => Ok(()),
             Some(fit) if fit.merges => {

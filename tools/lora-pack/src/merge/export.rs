@@ -40,8 +40,8 @@ struct Item {
 
 /// Writes `out/model.safetensors` with its configs and tokenizer. Unchanged tensors keep their bytes; changed ones are
 /// computed in f32 and rounded once, to `dtype`, else to the type that the base stores them in. `out` must not exist:
-/// the folder appears under its name only when it is complete.
-pub fn safetensors(merged: &Merged, out: &Path, dtype: Option<Dtype>) -> Result<()> {
+/// the folder appears under its name only when it is complete. `labels` go into the config.
+pub fn safetensors(merged: &Merged, out: &Path, dtype: Option<Dtype>, labels: Option<&[String]>) -> Result<()> {
     if out.exists() {
         bail!("{}: exists already", out.display());
     }
@@ -49,7 +49,7 @@ pub fn safetensors(merged: &Merged, out: &Path, dtype: Option<Dtype>) -> Result<
     let temporary = tempfile::Builder::new().prefix(".lora-pack-export-").tempdir_in(parent)?;
     let dir = temporary.path();
     write_weights(merged, &dir.join("model.safetensors"), dtype)?;
-    write_json(&dir.join("config.json"), &config(merged, dtype))?;
+    write_json(&dir.join("config.json"), &config(merged, dtype, labels)?)?;
     if let Some(generation) = &merged.base().generation_config {
         write_json(&dir.join("generation_config.json"), generation)?;
     }
@@ -68,8 +68,18 @@ pub fn safetensors(merged: &Merged, out: &Path, dtype: Option<Dtype>) -> Result<
     })
 }
 
-fn config(merged: &Merged, dtype: Option<Dtype>) -> Value {
+fn config(merged: &Merged, dtype: Option<Dtype>, labels: Option<&[String]>) -> Result<Value> {
     let mut config = merged.config().clone();
+    if let (Some(map), Some(labels)) = (config.as_object_mut(), labels) {
+        let head = map.get("num_labels").and_then(Value::as_u64);
+        if let Some(head) = head.filter(|n| *n != labels.len() as u64) {
+            bail!("--labels names {} labels, the head has {head}", labels.len());
+        }
+        let id2label: Map<String, Value> = (0..).zip(labels).map(|(i, l)| (i.to_string(), json!(l))).collect();
+        let label2id: Map<String, Value> = (0..).zip(labels).map(|(i, l)| (l.clone(), json!(i))).collect();
+        map.insert("id2label".into(), id2label.into());
+        map.insert("label2id".into(), label2id.into());
+    }
     if let (Some(map), Some(dtype)) = (config.as_object_mut(), dtype) {
         let name = match dtype {
             Dtype::F16 => "float16",
@@ -79,7 +89,7 @@ fn config(merged: &Merged, dtype: Option<Dtype>) -> Value {
         let key = if map.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         map.insert(key.into(), name.into());
     }
-    config
+    Ok(config)
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

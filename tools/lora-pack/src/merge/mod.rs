@@ -8,6 +8,7 @@ mod combine;
 pub mod config;
 mod delta;
 pub mod doctor;
+mod elsewhere;
 mod error;
 pub mod export;
 mod factors;
@@ -19,6 +20,7 @@ pub mod method;
 mod names;
 mod outcome;
 mod plan;
+mod provenance;
 mod recipe;
 mod svd;
 mod targets;
@@ -86,8 +88,13 @@ pub struct MergeOptions {
     pub seed: u64,
     /// What the base is.
     pub init_base: InitBase,
+    /// The revision of the base, where the user says it: a branch, a tag or a commit.
+    pub base_revision: Option<String>,
     /// What for.
     pub purpose: Purpose,
+    /// Rounds every changed tensor once to the type that the base stores it in, as PEFT does when it merges linear layers
+    /// of such a base. The exact sum otherwise.
+    pub round: bool,
     /// Turns disagreements between an adapter's config and its tensors, and unknown config fields, into warnings; what
     /// PEFT would do then holds.
     pub force: bool,
@@ -136,6 +143,8 @@ pub struct Merged<'a> {
     task: Option<TaskType>,
     /// Where it is not just the base's.
     tokenizer: Option<TokenizerFiles>,
+    /// See [`MergeOptions::round`].
+    round: bool,
     notes: Vec<Note>,
 }
 
@@ -171,8 +180,10 @@ impl<'a> Merged<'a> {
         let tokenizer = own.fold(None, |below: Option<TokenizerFiles>, over| {
             Some(below.as_ref().unwrap_or(&base.tokenizer).with(over))
         });
-        let mut merged = Self { base, adapters, names, recipes, applied, config, task, tokenizer, notes };
+        let mut merged =
+            Self { base, adapters, names, recipes, applied, config, task, tokenizer, round: options.round, notes };
         outcome::finish(&mut merged)?;
+        provenance::check(&mut merged, options)?;
         Ok(merged)
     }
 
@@ -194,7 +205,14 @@ impl<'a> Merged<'a> {
     /// infinities. May be called from several threads.
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, MergeError> {
         let w = match self.recipes.get(name) {
-            Some(recipe) => recipe.make(name, &Inputs { base: self.base, adapters: &self.adapters })?,
+            Some(recipe) => {
+                let mut w = recipe.make(name, &Inputs { base: self.base, adapters: &self.adapters })?;
+                let stored = self.names.origin(name).and_then(|o| self.base.tensors().get(o));
+                if let Some(stored) = stored.filter(|_| self.round) {
+                    stored.dtype.round(&mut w);
+                }
+                w
+            }
             None => {
                 let origin = self.names.origin(name).ok_or_else(|| MergeError::NoTensor(name.to_owned()))?;
                 self.base.read_f32(origin)?

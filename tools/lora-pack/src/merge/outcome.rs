@@ -14,7 +14,6 @@ const HEADS: &[&str] = &["classifier", "score", "qa_outputs", "classification_he
 pub(super) fn finish(merged: &mut Merged) -> Result<(), MergeError> {
     vocabulary(merged)?;
     task(merged)?;
-    other_base(merged);
     tokenizers(merged);
     Ok(())
 }
@@ -111,20 +110,6 @@ fn labels_of(merged: &mut Merged, labels: usize) {
         merged.notes.push(warning("base", text));
     }
     map.insert("num_labels".into(), labels.into());
-}
-
-/// The name in the config is a hint, not a key: people rename and copy models.
-fn other_base(merged: &mut Merged) {
-    let own = |name: &str| name.trim_end_matches('/').rsplit(['/', '\\']).next().unwrap_or(name).to_lowercase();
-    let base = merged.base.config.get("_name_or_path").and_then(Value::as_str).filter(|n| !n.is_empty()).map(own);
-    let Some(base) = base else { return };
-    let texts = merged.adapters.iter().filter_map(|a| {
-        let trained = a.config.base_model.as_deref().map(own).filter(|n| !n.is_empty() && *n != base)?;
-        let text = format!("trained on {}, the base calls itself {}", quote(&trained), quote(&base));
-        Some(warning(&a.label, text))
-    });
-    let texts: Vec<_> = texts.collect();
-    merged.notes.extend(texts);
 }
 
 fn tokenizers(merged: &mut Merged) {

@@ -151,7 +151,12 @@ fn exact_half_scale(w: &[f32]) -> Option<f16> {
     if largest == 0.0 {
         return Some(f16::ZERO);
     }
-    (1..=127u8).rev().find_map(|code| {
+    // A quick look at the weight that differs most from the largest rules out most codes: it is a multiple of the scale
+    // too, up to the rounding of two f32 operations.
+    let smallest = w.iter().map(|v| v.abs()).filter(|v| *v > 0.0).fold(largest, f32::min);
+    let ratio = smallest / largest;
+    let whole = |code: u8| (ratio * f32::from(code) - (ratio * f32::from(code)).round()).abs() < 1e-4;
+    (1..=127u8).rev().filter(|code| whole(*code)).find_map(|code| {
         let scale = f16::from_f32(largest / f32::from(code));
         let s = scale.to_f32();
         // Products of a binary16 and an int8 are exact in f32.

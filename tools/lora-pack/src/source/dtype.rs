@@ -104,6 +104,15 @@ impl Dtype {
         plain || self.is_block()
     }
 
+    /// Rounds values to what the type can hold, to nearest even. Types wider than f32, and others, leave them.
+    pub fn round(self, values: &mut [f32]) {
+        match self {
+            Dtype::F16 => values.par_iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            Dtype::BF16 => values.par_iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+            _ => {}
+        }
+    }
+
     /// Widens (F64: rounds to nearest) little-endian `bytes` into `out`; blocks give the values that ggml computes.
     /// `false` when the type is not a float; the lengths must agree, and be whole blocks.
     pub(crate) fn widen(self, bytes: &[u8], out: &mut [f32]) -> bool {

@@ -7,7 +7,10 @@ pub mod adapter;
 pub mod arrange;
 pub mod dtype;
 mod error;
+#[cfg(feature = "hub")]
+pub mod fetch;
 pub mod gguf;
+pub mod hub;
 mod index;
 pub mod json;
 mod map;
@@ -21,6 +24,8 @@ mod zip;
 pub use adapter::AdapterFiles;
 pub use dtype::Dtype;
 pub use error::{SourceError, quote};
+#[cfg(feature = "hub")]
+use map::MappedFile;
 pub use model::BaseModel;
 pub use tensors::{TensorIndex, TensorView};
 pub use tokenizer::TokenizerFiles;

@@ -133,7 +133,10 @@ fn read_config(dir: &Path) -> Result<Value, SourceError> {
     }
     if let Some(quantized) = object.get("quantization_config").filter(|v| !v.is_null()) {
         let method = quantized.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-        let problem = format!("the weights are quantized already ({method}); pass the float model that they came from");
+        let problem = format!(
+            "the weights are quantized already ({method}); pass the float model that they came from or, to merge over what \
+             QLoRA training saw, these weights dequantized (transformers: load it, model.dequantize(), save_pretrained)"
+        );
         return Err(SourceError::field(&path, "quantization_config", problem));
     }
     Ok(config)

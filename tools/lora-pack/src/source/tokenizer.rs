@@ -1,5 +1,6 @@
 //! The files beside the weights that say how text becomes tokens. Only read here; compiled elsewhere.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -41,6 +42,22 @@ impl TokenizerFiles {
     /// Whether the folder has any of it.
     pub fn is_present(&self) -> bool {
         self.tokenizer_json.is_some() || self.tokenizer_config.is_some() || self.chat_template.is_some()
+    }
+
+    /// The texts of the special tokens under the names that chat templates use (`bos_token`, …): of
+    /// `tokenizer_config.json`, else of `special_tokens_map.json`.
+    pub fn special_tokens(&self) -> BTreeMap<String, String> {
+        const NAMES: [&str; 7] =
+            ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+        let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
+        let mut found = BTreeMap::new();
+        for file in [&self.special_tokens_map, &self.tokenizer_config].into_iter().flatten() {
+            let own = NAMES.iter().filter_map(|n| Some(((*n).to_owned(), file.get(*n)?)));
+            let extra = file.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
+            let all = own.chain(extra.map(|(n, v)| (n.clone(), v)));
+            found.extend(all.filter_map(|(name, value)| Some((name, text(value)?))));
+        }
+        found
     }
 
     /// These files, with those that `over` has in their place.

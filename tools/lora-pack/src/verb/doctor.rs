@@ -4,15 +4,15 @@ use anyhow::{Result, bail};
 
 use crate::cli::DoctorArgs;
 use crate::merge::{AdapterSpec, doctor};
-use crate::source::BaseModel;
+use crate::source::{BaseModel, hub};
 
 /// Runs the verb.
 ///
 /// # Errors
 /// An adapter that cannot be understood, or one that does not fit the base.
 pub fn run(args: &DoctorArgs) -> Result<()> {
-    let base = args.base.as_deref().map(BaseModel::open).transpose()?;
-    let report = doctor::report(&AdapterSpec::new(&args.adapter), base.as_ref(), args.force)?;
+    let base = args.base.as_deref().map(|b| hub::locate(b, None).and_then(|b| BaseModel::open(&b))).transpose()?;
+    let report = doctor::report(&AdapterSpec::new(hub::locate(&args.adapter, None)?), base.as_ref(), args.force)?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

@@ -3,24 +3,25 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::merge::{adapter_spec, applied, merge_options, note_line};
+use super::merge::{adapter_spec, applied, labels, merge_options, note_line, open_base};
 use crate::cli::ExportArgs;
 use crate::merge::{Merged, export};
-use crate::source::{BaseModel, Dtype};
+use crate::source::Dtype;
 
 /// Runs the verb.
 ///
 /// # Errors
 /// Anything refused, named; no output folder is left then.
 pub fn run(args: &ExportArgs) -> Result<()> {
-    let base = BaseModel::open(&args.base)?;
+    let base = open_base(&args.base, &args.combine)?;
     let adapters = args.adapters.iter().map(|a| adapter_spec(a)).collect::<Result<Vec<_>>>()?;
     let merged = Merged::new(&base, &adapters, &merge_options(&args.combine, args.force)?)?;
     for note in merged.notes() {
         eprintln!("{}", note_line(note));
     }
     let dtype = Dtype::from_name(&args.dtype.to_uppercase()).filter(|_| args.dtype != "base");
-    export::safetensors(&merged, &args.out, dtype)?;
+    let labels = args.labels.as_deref().map(labels).transpose()?;
+    export::safetensors(&merged, &args.out, dtype, labels.as_deref())?;
     let (used, total) = applied(&merged);
     if args.json {
         let out = json!({

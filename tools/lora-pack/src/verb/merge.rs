@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,14 +12,14 @@ use super::{hex, human};
 use crate::cli::{CombineArgs, MergeArgs};
 use crate::merge::{AdapterSpec, Level, MergeOptions, Merged, Note};
 use crate::pack::{PackOptions, PackReport, pack};
-use crate::source::BaseModel;
+use crate::source::{BaseModel, hub};
 
 /// Runs the verb.
 ///
 /// # Errors
 /// Anything refused, named; no output file is left then.
 pub fn run(args: &MergeArgs) -> Result<()> {
-    let base = BaseModel::open(&args.base)?;
+    let base = open_base(&args.base, &args.combine)?;
     let adapters = args.adapters.iter().map(|a| adapter_spec(a)).collect::<Result<Vec<_>>>()?;
     let merged = Merged::new(&base, &adapters, &merge_options(&args.combine, args.force)?)?;
     for note in merged.notes() {
@@ -46,21 +46,27 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     Ok(())
 }
 
+/// The base: a path, or a model's name on the Hub.
+pub fn open_base(arg: &Path, combine: &CombineArgs) -> Result<BaseModel> {
+    Ok(BaseModel::open(&hub::locate(arg, combine.base_revision.as_deref())?)?)
+}
+
 /// `DIR` or `DIR=WEIGHT`; a folder whose own name holds `=` is taken whole when it exists.
 pub fn adapter_spec(arg: &str) -> Result<AdapterSpec> {
     let whole = PathBuf::from(arg);
     if whole.exists() {
         return Ok(AdapterSpec { path: whole, weight: 1.0 });
     }
+    let spec = |path: &Path, weight| Ok(AdapterSpec { path: hub::locate(path, None)?, weight });
     match arg.rsplit_once('=') {
         Some((path, weight)) => {
             let weight: f64 = weight.parse().with_context(|| format!("--adapter {arg}: the weight is not a number"))?;
             if !weight.is_finite() {
                 bail!("--adapter {arg}: the weight is not finite");
             }
-            Ok(AdapterSpec { path: path.into(), weight })
+            spec(Path::new(path), weight)
         }
-        None => Ok(AdapterSpec { path: whole, weight: 1.0 }),
+        None => spec(&whole, 1.0),
     }
 }
 
@@ -76,14 +82,16 @@ pub fn merge_options(args: &CombineArgs, force: bool) -> Result<MergeOptions> {
         majority_sign: parsed("--majority-sign", args.majority_sign.as_ref())?,
         seed: args.seed.unwrap_or(0),
         init_base: parsed("--init-base", args.init_base.as_ref())?,
+        base_revision: args.base_revision.clone(),
+        round: args.peft_exact,
         force,
         ..MergeOptions::default()
     })
 }
 
 /// Labels as `a,b,c`, or from a JSON file: a list, `{"0": "a"}`, or an object with `id2label`.
-fn labels(arg: &str) -> Result<Vec<String>> {
-    let is_json = std::path::Path::new(arg).extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+pub fn labels(arg: &str) -> Result<Vec<String>> {
+    let is_json = Path::new(arg).extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
     if !is_json {
         return Ok(arg.split(',').map(|s| s.trim().to_string()).collect());
     }

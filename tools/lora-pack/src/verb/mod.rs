@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod doctor;
 pub mod export;
+pub mod fetch;
 pub mod inspect;
 pub mod merge;
 pub mod plan;

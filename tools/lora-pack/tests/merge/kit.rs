@@ -41,6 +41,13 @@ pub fn integers(shape: &[usize], values: &[i64]) -> Tensor {
     Tensor { dtype: Dtype::I64, shape: shape.to_vec(), bytes }
 }
 
+/// The same numbers, stored in bf16.
+pub fn bf16(tensor: Tensor) -> Tensor {
+    let upper = |x: &[u8; 4]| [x[2], x[3]];
+    let bytes = tensor.bytes.as_chunks::<4>().0.iter().flat_map(upper).collect();
+    Tensor { dtype: Dtype::BF16, bytes, ..tensor }
+}
+
 /// A folder with a base and adapters.
 pub struct Kit {
     dir: tempfile::TempDir,

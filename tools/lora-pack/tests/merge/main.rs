@@ -3,6 +3,8 @@
 mod docs;
 mod files;
 mod kit;
+mod options;
 mod outputs;
+mod provenance;
 mod tied;
 mod worked;

@@ -99,7 +99,8 @@ fn an_export_is_a_model_again() {
     let mut kit = kit();
     kit.adapter(json!({"target_modules": ["q"]}), &factors(1.0));
     let out = kit.base().with_file_name("out");
-    let write = |dtype| kit.merged(&[], &MergeOptions::default(), |m| export::safetensors(m, &out, dtype)).unwrap();
+    let write =
+        |dtype| kit.merged(&[], &MergeOptions::default(), |m| export::safetensors(m, &out, dtype, None)).unwrap();
     write(None).unwrap();
     let back = BaseModel::open(&out).unwrap();
     assert_eq!(back.model_type(), "llama");
@@ -117,10 +118,32 @@ fn an_export_is_a_model_again() {
     let mut large = Kit::llama(&[(Q, tensor(&[1, 1], &[1e6]))]);
     large.adapter(json!({"target_modules": ["q"], "modules_to_save": ["q"]}), &[(Q, tensor(&[1, 1], &[1e6]))]);
     let out = large.base().with_file_name("out");
-    let error = large.merged(&[], &MergeOptions::default(), |m| export::safetensors(m, &out, Some(Dtype::F16)));
+    let error = large.merged(&[], &MergeOptions::default(), |m| export::safetensors(m, &out, Some(Dtype::F16), None));
     assert!(error.unwrap().unwrap_err().to_string().contains("too large for F16"));
     let left: Vec<_> = std::fs::read_dir(out.parent().unwrap()).unwrap().flatten().map(|e| e.file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn labels_go_into_an_exported_config() {
+    let mut kit = Kit::new(
+        json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+        &[(Q, tensor(&[1, 1], &[1.0]))],
+    );
+    let head = ("score.weight", tensor(&[2, 1], &[1.0, 2.0]));
+    kit.adapter(json!({"task_type": "SEQ_CLS", "modules_to_save": ["score"]}), &[head]);
+    let out = kit.base().with_file_name("out");
+    let write = |labels: &[&str]| {
+        let labels: Vec<String> = labels.iter().map(|l| (*l).to_owned()).collect();
+        kit.merged(&[], &MergeOptions::default(), |m| export::safetensors(m, &out, None, Some(&labels))).unwrap()
+    };
+    let error = write(&["one", "two", "three"]).unwrap_err().to_string();
+    assert!(error.contains("--labels") && error.contains("the head has 2"), "{error}");
+    assert!(!out.exists());
+    write(&["off", "on"]).unwrap();
+    let config = BaseModel::open(&out).unwrap().config;
+    assert_eq!(config["id2label"], json!({"0": "off", "1": "on"}));
+    assert_eq!(config["label2id"], json!({"off": 0, "on": 1}));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::*;
 
 fn render(source: &str, messages: &Json) -> Result<String> {
     let special = vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())];
-    ChatTemplate::new(source, special)?.render(messages, true)
+    ChatTemplate::new(source, special)?.render(messages, None, true)
 }
 
 fn text(source: &str) -> String {
@@ -39,7 +39,7 @@ fn recorded_conversations() {
         let template = ChatTemplate::new(&source, special).unwrap();
         for chat in chats {
             let prompt = chat["add_generation_prompt"].as_bool().unwrap();
-            let rendered = template.render(&chat["messages"], prompt).unwrap();
+            let rendered = template.render(&chat["messages"], None, prompt).unwrap();
             assert_eq!(rendered, chat["rendered"].as_str().unwrap(), "{}", case.display());
             count += 1;
         }
@@ -49,6 +49,25 @@ fn recorded_conversations() {
     } else {
         eprintln!("{count} recorded conversations");
     }
+}
+
+/// What transformers 5.23 renders snippets to, recorded with its own environment: every construct that published templates
+/// use, over a conversation with tool calls, lists of parts and awkward characters.
+#[test]
+fn snippets_render_as_in_transformers() {
+    let record: Json = serde_json::from_str(include_str!("renders.json")).unwrap();
+    let special = vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())];
+    let mut differ = Vec::new();
+    for case in record["renders"].as_array().unwrap() {
+        let (source, expected) = (case["template"].as_str().unwrap(), case["rendered"].as_str().unwrap());
+        let rendered = ChatTemplate::new(source, special.clone())
+            .and_then(|t| t.render(&record["messages"], Some(&record["tools"]), true))
+            .unwrap_or_else(|e| format!("error: {e}"));
+        if rendered != expected {
+            differ.push(format!("{source}\n    {rendered:?}\n    {expected:?}"));
+        }
+    }
+    assert!(differ.is_empty(), "{} differ:\n{}", differ.len(), differ.join("\n"));
 }
 
 #[test]

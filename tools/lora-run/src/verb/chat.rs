@@ -177,7 +177,7 @@ impl Chat<'_> {
         let context = self.session.config().context as usize;
         let limit = context - context / ANSWER_SHARE;
         loop {
-            let text = self.template.render(&Json::Array(self.messages.clone()), true)?;
+            let text = self.template.render(&Json::Array(self.messages.clone()), None, true)?;
             let ids = prompt_ids(self.session.model(), &text, false)?;
             if ids.len() <= limit {
                 return Ok(ids);

@@ -28,6 +28,7 @@ Examples:
   lora-run generate model.lpk --ids 1,306,4658 -n 20 --temp 0 --json
   lora-run generate model.lpk --file prompts.jsonl --json > answers.jsonl
       a line in:  {\"prompt\": \"Once upon a time\"}   or   {\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}
+                  and with them {\"tools\": [ … ]} where the model's chat template knows tools
       a line out: {\"text\": \" there was …\", \"ids\": [ … ], … }")]
 pub struct Args {
     #[command(flatten)]
@@ -131,5 +132,5 @@ fn request_ids(
         messages.insert(0, json!({ "role": "system", "content": system }));
     }
     let Some(template) = template else { bail!("the model has no chat template") };
-    prompt_ids(model, &template.render(&Json::Array(messages), true)?, false)
+    prompt_ids(model, &template.render(&Json::Array(messages), request.get("tools"), true)?, false)
 }

@@ -23,7 +23,7 @@ pub struct Args {
     /// The model file
     pub model: PathBuf,
     /// The text
-    #[arg(value_name = "TEXT", required_unless_present = "file", conflicts_with = "file")]
+    #[arg(value_name = "TEXT", required_unless_present = "file", conflicts_with = "file", allow_hyphen_values = true)]
     pub text: Option<String>,
     /// A file that holds the text; `-` reads standard input
     #[arg(long, value_name = "F")]

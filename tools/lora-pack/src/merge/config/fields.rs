@@ -76,7 +76,7 @@ pub const FIELDS: &[Field] = &[
     f("task_type", "null", Applied, "chooses the head; not used to choose layers"),
     f("auto_mapping", "null", Applied, "chooses the head where task_type is null"),
     f("base_model_name_or_path", "null", Checked, "a warning when it differs from the base's own name"),
-    f("revision", "null", Irrelevant, "bookkeeping"),
+    f("revision", "null", Checked, "an error when the base is known to be another revision"),
     f("peft_version", "–", Checked, "decides the axes of target_parameters in files of PEFT before 0.19"),
     f("alora_invocation_tokens", "null", Applied, "activated LoRA acts on a part of the prompt: adapter files only, refused for merging"),
     f("invocation_string", "null", Refused, "the older form of activated LoRA"),

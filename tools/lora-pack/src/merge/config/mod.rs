@@ -136,6 +136,8 @@ pub struct AdapterConfig {
     pub peft_version: Option<(u32, u32)>,
     /// `base_model_name_or_path`.
     pub base_model: Option<String>,
+    /// `revision`: that of the base.
+    pub revision: Option<String>,
 }
 
 /// A config, the verdict on each of its fields, and what is worth saying.
@@ -164,6 +166,8 @@ impl AdapterConfig {
         let lora = method.kind == Kind::Lora;
 
         let r = match fields.get("r") {
+            // OFT leaves it at 0 where oft_block_size says the size.
+            Some(r) if method.name == "OFT" => fields.index("r", r)?,
             Some(r) => fields.rank("r", r)?,
             None if lora => return Err(fields.bad("r", "missing: the rank is not a thing to guess").into()),
             None => 0,
@@ -231,6 +235,7 @@ impl AdapterConfig {
             },
             peft_version: fields.string("peft_version")?.and_then(version),
             base_model: fields.string("base_model_name_or_path")?.map(str::to_owned),
+            revision: fields.string("revision")?.filter(|r| !r.is_empty()).map(str::to_owned),
         };
         config.check_together(&fields)?;
         Ok(Parsed { config, verdicts, notes })
