@@ -69,12 +69,12 @@ fn nth(value: &mut Value, n: usize) -> Option<&mut Value> {
 fn damage(file: &mut Value, random: &mut Random) {
     let mut target = file;
     for _ in 0..4 {
-        let Value::Object(map) = target else { break };
-        if map.is_empty() || random.below(4) == 0 {
+        let members = target.as_object().map_or(0, serde_json::Map::len);
+        if members == 0 || random.below(4) == 0 {
             break;
         }
-        let at = random.below(map.len());
-        target = map.values_mut().nth(at).expect("it is that long");
+        let at = random.below(members);
+        target = target.as_object_mut().and_then(|m| m.values_mut().nth(at)).expect("it is that long");
     }
     let at = random.below(count(target));
     let Some(target) = nth(target, at) else { return };

@@ -22,7 +22,7 @@ impl Random {
 
     /// A number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        ((self.next() >> 32) * n as u64 >> 32) as usize
+        (((self.next() >> 32) * n as u64) >> 32) as usize
     }
 
     pub fn pick<'a, T: ?Sized>(&mut self, of: &[&'a T]) -> &'a T {
