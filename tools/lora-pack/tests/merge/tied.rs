@@ -165,6 +165,27 @@ fn tokens_of_a_tied_model() {
 }
 
 #[test]
+fn tokens_that_were_saved_for_both_sides() {
+    // What TRAINABLE_TOKENS writes over a tied model: the same rows under both names.
+    let mut kit = tied(false);
+    let mut config =
+        causal(json!({"peft_type": "TRAINABLE_TOKENS", "token_indices": [1], "target_modules": ["embed_tokens"]}));
+    for of_lora in ["r", "lora_alpha"] {
+        config[of_lora] = Value::Null;
+    }
+    let delta = || rows(&[[8.0, 9.0]]);
+    kit.adapter(
+        config,
+        &[("model.embed_tokens.trainable_tokens_delta", delta()), ("lm_head.trainable_tokens_delta", delta())],
+    );
+    look(&kit, |m| {
+        assert_eq!(names(m), [EMBED, "model.norm.weight"]);
+        close(&m.tensor_f32(EMBED).unwrap(), &[[1.0, 0.0], [8.0, 9.0], [2.0, -1.0]], 0.0);
+        assert_eq!(m.adapters()[0].applied, 2);
+    });
+}
+
+#[test]
 fn a_t5_head_takes_the_scale_when_it_is_untied() {
     let config = json!({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "d_model": 4,
         "tie_word_embeddings": true});

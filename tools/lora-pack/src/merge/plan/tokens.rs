@@ -59,6 +59,10 @@ pub(super) fn plan(planner: &mut Planner, index: usize, adapter: &Adapter) -> Re
         }
         // One entry speaks for both sides of a tied model; two entries each for their own.
         for param in planner.reach(&param, named == 1) {
+            if is_copy(planner, index, adapter, &param, key, indices)? {
+                planner.record(&param, index, &[key]);
+                continue;
+            }
             overlap(planner, adapter, &param, indices)?;
             let step = Step::Rows { adapter: index, key: key.clone(), indices: indices.clone() };
             planner.push(&param, step, index, &[key])?;
@@ -81,6 +85,27 @@ pub(super) fn plan(planner: &mut Planner, index: usize, adapter: &Adapter) -> Re
 
 fn has_rows(adapter: &Adapter) -> bool {
     adapter.groups.values().any(|g| g.parts.contains_key(&Part::Tokens))
+}
+
+/// PEFT writes the rows of a tied embedding once for each side: the second time they are the same.
+fn is_copy(
+    planner: &Planner,
+    index: usize,
+    adapter: &Adapter,
+    param: &str,
+    key: &str,
+    mine: &[usize],
+) -> Result<bool, MergeError> {
+    for step in planner.recipes.get(param).map_or(&[][..], |r| &r.steps) {
+        if let Step::Rows { adapter: other, key: earlier, indices } = step
+            && *other == index
+            && *indices == mine
+            && adapter.tensor(earlier)?.same_as(&adapter.tensor(key)?)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Two adapters may not replace the same row.
