@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use conformance::data;
 use lora_pack::compile::tokenizer::{Compiled, compile_tokenizer};
-use lora_runtime::tokenizer::{EncodeOptions, Encoding, Input};
+use lora_runtime::tokenizer::{EncodeOptions, Encoding, Input, Tokenizer};
 use serde_json::Value;
 use tokenizers::Tokenizer as Reference;
 
@@ -16,6 +16,8 @@ pub struct Both {
     /// What kind it is.
     pub family: String,
     pub compiled: Compiled,
+    /// Opened once: that checks every table.
+    pub tokenizer: Tokenizer<'static>,
     pub reference: Reference,
     /// The reference with special tokens in the text taken as ordinary text.
     plain: Reference,
@@ -67,6 +69,8 @@ impl Both {
     pub fn new(name: &str, json: &[u8]) -> Result<Option<Self>, String> {
         let mut reference = Reference::from_bytes(json).map_err(|e| e.to_string())?;
         let Ok(compiled) = compile_tokenizer(json, 1 << 22) else { return Ok(None) };
+        let bytes: &'static [u8] = compiled.bytes.clone().leak();
+        let tokenizer = Tokenizer::new_checked(bytes, compiled.vocab_len).map_err(|e| e.to_string())?;
         // Lengths are the caller's business.
         reference.with_padding(None);
         reference.with_truncation(None).map_err(|e| e.to_string())?;
@@ -77,12 +81,21 @@ impl Both {
         vocab.sort();
         let added = compiled.added.iter().map(|a| a.content.clone()).collect();
         let tokens = vocab.into_iter().map(|(_, t)| t).collect();
-        Ok(Some(Self { name: name.into(), family: family(&value), compiled, reference, plain, tokens, added }))
+        Ok(Some(Self {
+            name: name.into(),
+            family: family(&value),
+            compiled,
+            tokenizer,
+            reference,
+            plain,
+            tokens,
+            added,
+        }))
     }
 
     /// How the two differ over a text (and a second one); `None` if they do not.
     pub fn difference(&self, how: How, text: &str, second: &str) -> Option<String> {
-        let tokenizer = self.compiled.open();
+        let tokenizer = &self.tokenizer;
         let special = !matches!(how, How::Bare);
         let words: Vec<&str> = text.split(' ').collect();
         let options = EncodeOptions { add_special: special, parse_special: !matches!(how, How::Plain) };
@@ -109,7 +122,7 @@ impl Both {
 
     /// How the texts that the two decode differ.
     pub fn decoded(&self, ids: &[u32]) -> Option<String> {
-        let tokenizer = self.compiled.open();
+        let tokenizer = &self.tokenizer;
         [true, false].into_iter().find_map(|skip| {
             let ours = tokenizer.decode(ids, skip);
             let theirs = self.reference.decode(ids, skip).ok()?;

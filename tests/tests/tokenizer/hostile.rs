@@ -143,7 +143,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
 fn damaged_bytes() {
     let mut random = Random::new(5);
     for (name, json) in files() {
-        for _ in 0..20 {
+        for _ in 0..10 {
             let mut bytes = json.clone();
             match random.below(2) {
                 0 => bytes.truncate(random.below(json.len())),
@@ -160,13 +160,13 @@ fn damaged_values() {
     let mut compiled = 0;
     for (name, json) in files() {
         let file: Value = serde_json::from_slice(&json).unwrap_or_else(|e| panic!("{name}: {e}"));
-        for _ in 0..30 {
+        for _ in 0..12 {
             let mut file = file.clone();
             damage(&mut file, &mut random);
             compiled += usize::from(survives(&name, file.to_string().as_bytes()));
         }
     }
-    assert!(compiled > 50, "only {compiled} damaged files still compiled: the damage is too coarse to find anything");
+    assert!(compiled > 20, "only {compiled} damaged files still compiled: the damage is too coarse to find anything");
 }
 
 /// What both take must mean the same to both. The reference may panic over a damaged file; that is its answer then.

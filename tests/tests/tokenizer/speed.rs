@@ -42,7 +42,7 @@ fn speed() {
     );
     for both in both::all() {
         let text = text(4096);
-        let tokenizer = both.compiled.open();
+        let tokenizer = &both.tokenizer;
         let mut scratch = vec![0; tokenizer.scratch_len(text.len())];
         let mut out = vec![Token::default(); text.len() + 64];
         let mut ours = || {
