@@ -65,7 +65,29 @@ fn arch_levels() -> u16 {
     levels
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+/// Programs may not ask an ARM CPU itself: the operating system knows, through the standard library. Without one it is
+/// what the program was compiled for, and [`Kernels::for_level_unchecked`](super::Kernels::for_level_unchecked).
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+fn arch_levels() -> u16 {
+    #[cfg(feature = "std")]
+    use std::arch::is_aarch64_feature_detected as has;
+    #[cfg(not(feature = "std"))]
+    macro_rules! has {
+        ($feature:tt) => {
+            cfg!(target_feature = $feature)
+        };
+    }
+    let mut levels = Level::Neon.bit();
+    if has!("dotprod") {
+        levels |= Level::Dotprod.bit();
+        if has!("i8mm") {
+            levels |= Level::I8mm.bit();
+        }
+    }
+    levels
+}
+
+#[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))))]
 fn arch_levels() -> u16 {
     0
 }

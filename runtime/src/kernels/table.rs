@@ -16,6 +16,8 @@ use super::quantize_row::{self, QuantizeArgs};
 use super::rotary::{self, RotaryStyle};
 use super::select;
 
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+use super::isa::arm;
 #[cfg(target_arch = "x86_64")]
 use super::isa::x86;
 
@@ -98,6 +100,12 @@ tables! {
         { #[cfg(target_arch = "x86_64")]
           avx512 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
           Avx512, x86::Avx512, avx512_floats }
+        { #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+          neon #[target_feature(enable = "neon")] Neon, arm::Neon, neon_floats }
+        { #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+          dotprod #[target_feature(enable = "neon,dotprod")] Dotprod, arm::Dotprod, neon_floats }
+        { #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+          i8mm #[target_feature(enable = "neon,dotprod,i8mm")] I8mm, arm::I8mm, neon_floats }
     }
     float_levels {
         { scalar_floats #[inline(never)] scalar::Scalar }
@@ -105,6 +113,8 @@ tables! {
         { #[cfg(target_arch = "x86_64")] avx2_floats #[target_feature(enable = "avx2,f16c")] x86::Avx2 }
         { #[cfg(target_arch = "x86_64")]
           avx512_floats #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")] x86::Avx512 }
+        { #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+          neon_floats #[target_feature(enable = "neon")] arm::Neon }
     }
     integers {
         /// Quantizes a row of activations.
@@ -179,6 +189,16 @@ impl Kernels {
         if !level.is_supported() {
             return None;
         }
+        TABLES.iter().copied().rfind(|table| table.level == level)
+    }
+
+    /// The table of `level`, for firmware: without an operating system there is no one to ask what the CPU runs beyond
+    /// what the program was compiled for. `None` where the build has no such table.
+    ///
+    /// # Safety
+    /// The CPU runs the level.
+    #[must_use]
+    pub unsafe fn for_level_unchecked(level: Level) -> Option<&'static Self> {
         TABLES.iter().copied().rfind(|table| table.level == level)
     }
 

@@ -9,6 +9,8 @@
 //! reductions) must work on 16 logical lanes, that is on `16 / L` registers, and combine them with the fixed tree of
 //! the `reduce` helpers.
 
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+pub mod arm;
 pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 pub mod x86;

@@ -321,15 +321,15 @@ pub(crate) unsafe fn panel<I: Isa, C: Codes>(isa: I, a: LinearArgs) {
 
 /// A group of a panel.
 #[derive(Clone, Copy)]
-struct Place {
-    g: usize,
-    codes: *const u8,
-    multipliers: *const u8,
+pub(super) struct Place {
+    pub(super) g: usize,
+    pub(super) codes: *const u8,
+    pub(super) multipliers: *const u8,
 }
 
 /// Calls `f` with every group of a panel, in order.
 #[inline(always)]
-fn each_group<C: Codes>(a: LinearArgs, mut f: impl FnMut(Place)) {
+pub(super) fn each_group<C: Codes>(a: LinearArgs, mut f: impl FnMut(Place)) {
     let groups = a.k.div_ceil(GROUP);
     let mut at = a.panel;
     let mut g = 0;

@@ -17,6 +17,8 @@
 //! ```
 //! `|d| < 2^24`, so `f32(d)` is exact and the product with the multiplier is the correctly rounded exact product.
 
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod arm;
 mod dequant;
 mod float;
 mod int;
@@ -25,6 +27,7 @@ mod pack;
 #[cfg(all(test, feature = "pack", feature = "std"))]
 mod tests;
 
+use crate::kernels::isa::{Isa, scalar};
 use crate::kernels::quantize_row::quant_row_used;
 use crate::kernels::table::Kernels;
 use crate::weights::{PANEL_ROWS, WeightFormat};
@@ -34,7 +37,11 @@ pub use dequant::dequant_row;
 pub use pack::{Multipliers, QuantizedRows, pack_float, pack_float_panel};
 
 pub(super) use float::{Half, Single, panel as float_panel};
+<<<<<<< HEAD
 pub(super) use int::{I4, I4M, I5, I5M, Q4, Q4L, Q5, Q6, Q8, Q8R, panel as int_panel};
+=======
+pub(super) use int::{Q4, Q4L, Q5, Q6, Q8, Q8R};
+>>>>>>> 7256abc (Kernels for AArch64: NEON, sdot and i8mm levels, so that phones and Raspberry Pis leave the scalar path)
 
 /// Most tokens that one call of [`Kernels::linear_panel`] takes.
 pub const MAX_TOKENS: usize = 16;
@@ -85,6 +92,36 @@ pub(super) struct LinearArgs {
     stride: usize,
     tokens: usize,
     out: *mut [f32; PANEL_ROWS],
+}
+
+/// The body of a level's integer entries: the general one, or that of another shape of registers and instructions.
+trait IntPanel: Isa {
+    /// # Safety
+    /// As [`LinearArgs`] says; the panel is of `C`'s format.
+    #[inline(always)]
+    unsafe fn int_panel<C: int::Codes>(self, a: LinearArgs) {
+        // SAFETY: passed on.
+        unsafe { int::panel::<Self, C>(self, a) }
+    }
+}
+impl IntPanel for scalar::Scalar {}
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use crate::kernels::isa::x86::{Avx512, Dot, Sse41, Ymm};
+    impl super::IntPanel for Sse41 {}
+    impl<D: Dot> super::IntPanel for Ymm<D> {}
+    impl super::IntPanel for Avx512 {}
+}
+
+/// The body of the integer linear entries.
+///
+/// # Safety
+/// As [`LinearArgs`] says; the panel is of `C`'s format.
+#[inline(always)]
+#[expect(private_bounds, reason = "every level has its body")]
+pub(super) unsafe fn int_panel<I: IntPanel, C: int::Codes>(isa: I, a: LinearArgs) {
+    // SAFETY: passed on.
+    unsafe { isa.int_panel::<C>(a) }
 }
 
 impl Kernels {

@@ -19,7 +19,7 @@ pub use avx512::Avx512;
 pub use sse41::Sse41;
 #[cfg(test)]
 pub use ymm::Avx512Vl;
-pub use ymm::{Avx2, AvxVnni, Ymm};
+pub use ymm::{Avx2, AvxVnni, Dot, Ymm};
 
 /// Rounding operand of the conversions to binary16.
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;

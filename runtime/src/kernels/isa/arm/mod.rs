@@ -1,0 +1,23 @@
+//! AArch64: base NEON, and the dot and matrix products of later processors.
+
+/// An expression of this level's intrinsics.
+macro_rules! op {
+    ($e:expr) => {
+        // SAFETY: `self` proves that the CPU has the instructions; where there is a pointer, the caller of the unsafe
+        // method vouches for it.
+        unsafe { $e }
+    };
+}
+
+mod dot;
+mod neon;
+
+pub use dot::{Dot, Mull, Sdot, Smmla, Start};
+pub use neon::Quad;
+
+/// Proof of AArch64's base instructions.
+pub type Neon = Quad<Mull>;
+/// Proof of NEON and `sdot`.
+pub type Dotprod = Quad<Sdot>;
+/// Proof of NEON, `sdot` and `smmla`.
+pub type I8mm = Quad<Smmla>;
