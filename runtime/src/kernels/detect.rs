@@ -87,7 +87,17 @@ fn arch_levels() -> u16 {
     levels
 }
 
-#[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))))]
+/// The feature is the word of whoever builds: there is one program per microcontroller.
+#[cfg(all(target_arch = "arm", feature = "dsp"))]
+fn arch_levels() -> u16 {
+    Level::Dsp.bit()
+}
+
+#[cfg(not(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_feature = "neon"),
+    all(target_arch = "arm", feature = "dsp")
+)))]
 fn arch_levels() -> u16 {
     0
 }

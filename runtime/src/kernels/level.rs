@@ -22,12 +22,23 @@ pub enum Level {
     Dotprod = 6,
     /// AArch64 with `sdot` and `smmla`.
     I8mm = 7,
+    /// Cortex-M with the DSP extension (`smlad`); in builds with the feature `dsp`.
+    Dsp = 8,
 }
 
 impl Level {
     /// Every level, on any CPU, in order of preference within an architecture.
-    pub const ALL: [Self; 8] =
-        [Self::Scalar, Self::Sse41, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Neon, Self::Dotprod, Self::I8mm];
+    pub const ALL: [Self; 9] = [
+        Self::Scalar,
+        Self::Sse41,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512,
+        Self::Neon,
+        Self::Dotprod,
+        Self::I8mm,
+        Self::Dsp,
+    ];
 
     /// The name used on command lines and in reports.
     #[must_use]
@@ -41,6 +52,7 @@ impl Level {
             Self::Neon => "neon",
             Self::Dotprod => "dotprod",
             Self::I8mm => "i8mm",
+            Self::Dsp => "dsp",
         }
     }
 
@@ -91,6 +103,15 @@ mod tests {
     fn scalar_is_always_there_and_best_is_supported() {
         assert!(Level::Scalar.is_supported());
         assert!(Level::best().is_supported());
+    }
+
+    #[test]
+    #[cfg(target_arch = "aarch64")]
+    fn detection_agrees_with_the_standard_library() {
+        use std::arch::is_aarch64_feature_detected as has;
+        assert!(Level::Neon.is_supported());
+        assert_eq!(Level::Dotprod.is_supported(), has!("dotprod"));
+        assert_eq!(Level::I8mm.is_supported(), has!("dotprod") && has!("i8mm"));
     }
 
     #[test]

@@ -18,6 +18,8 @@ use super::select;
 
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 use super::isa::arm;
+#[cfg(all(target_arch = "arm", feature = "dsp"))]
+use super::isa::cortex_m;
 #[cfg(target_arch = "x86_64")]
 use super::isa::x86;
 
@@ -106,6 +108,8 @@ tables! {
           dotprod #[target_feature(enable = "neon,dotprod")] Dotprod, arm::Dotprod, neon_floats }
         { #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
           i8mm #[target_feature(enable = "neon,dotprod,i8mm")] I8mm, arm::I8mm, neon_floats }
+        { #[cfg(all(target_arch = "arm", feature = "dsp"))]
+          dsp #[inline(never)] Dsp, cortex_m::Dsp, scalar_floats }
     }
     float_levels {
         { scalar_floats #[inline(never)] scalar::Scalar }

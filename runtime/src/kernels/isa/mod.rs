@@ -11,6 +11,8 @@
 
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 pub mod arm;
+#[cfg(all(target_arch = "arm", feature = "dsp"))]
+pub mod cortex_m;
 pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 pub mod x86;
@@ -28,10 +30,6 @@ pub unsafe trait Isa: Copy + 'static {
     type F: Copy;
     /// `L` × i32 (also the lane mask of comparisons: all ones or zero).
     type I: Copy;
-    /// `4·L` bytes: `L / 2` slots of 8 consecutive k.
-    type B: Copy;
-    /// What [`Isa::dots_s`] adds to the wanted sum: this many times Σx. The caller, who knows Σx, subtracts it.
-    const SIGNED_OFFSET: i32 = 0;
 
     /// The proof value.
     /// # Safety
@@ -116,6 +114,17 @@ pub unsafe trait Isa: Copy + 'static {
     /// # Safety
     /// `p` is valid for writing `L` bytes.
     unsafe fn store_i8(self, p: *mut i8, v: Self::I);
+}
+
+/// The operations on bytes of a level that multiplies codes in vectors.
+///
+/// # Safety
+/// As [`Isa`].
+pub unsafe trait Bytes: Isa {
+    /// `4·L` bytes: `L / 2` slots of 8 consecutive k.
+    type B: Copy;
+    /// What [`Bytes::dots_s`] adds to the wanted sum: this many times Σx. The caller, who knows Σx, subtracts it.
+    const SIGNED_OFFSET: i32 = 0;
 
     /// Loads `4·L` bytes (unaligned).
     /// # Safety
@@ -125,7 +134,7 @@ pub unsafe trait Isa: Copy + 'static {
     /// # Safety
     /// `p` is valid for reading 8 bytes.
     unsafe fn splat8(self, p: *const i8) -> Self::B;
-    /// The 16 bytes at `p`, repeated (a table for [`Isa::lookup`]).
+    /// The 16 bytes at `p`, repeated (a table for [`Bytes::lookup`]).
     /// # Safety
     /// `p` is valid for reading 16 bytes.
     unsafe fn table(self, p: *const u8) -> Self::B;
@@ -144,7 +153,7 @@ pub unsafe trait Isa: Copy + 'static {
     /// [`crate::weights::SLOT_ROW`] undoes; [`strip`] names the registers whose pair sum has its rows in order.
     fn pair_sum(self, a: Self::I, b: Self::I) -> Self::I;
 
-    /// The even and the odd lanes of `a` and `b`, each in the order of [`Isa::pair_sum`]: of every slot the first and
+    /// The even and the odd lanes of `a` and `b`, each in the order of [`Bytes::pair_sum`]: of every slot the first and
     /// the second four bytes.
     fn deal(self, a: Self::B, b: Self::B) -> (Self::B, Self::B);
 
@@ -160,12 +169,12 @@ pub unsafe trait Isa: Copy + 'static {
         }
         sum
     }
-    /// Brings signed codes into the form that [`Isa::dots_s`] reads.
+    /// Brings signed codes into the form that [`Bytes::dots_s`] reads.
     #[inline(always)]
     fn prepare_s(self, w: Self::B) -> Self::B {
         w
     }
-    /// Per lane: `Σᵢ (w[i] + SIGNED_OFFSET)·x[i]`; `w` went through [`Isa::prepare_s`].
+    /// Per lane: `Σᵢ (w[i] + SIGNED_OFFSET)·x[i]`; `w` went through [`Bytes::prepare_s`].
     #[inline(always)]
     fn dots_s<const N: usize>(self, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
         let mut sum = self.splat_i(0);
@@ -188,7 +197,7 @@ pub unsafe trait Isa: Copy + 'static {
         // SAFETY: the caller vouches for the 32 bytes.
         self.dots_u(max, w, unsafe { lanes_of_group(self, x) })
     }
-    /// `dots_s` of a group of 32 inputs, as [`Isa::group_u`].
+    /// `dots_s` of a group of 32 inputs, as [`Bytes::group_u`].
     /// # Safety
     /// `x` is valid for reading 32 bytes.
     #[inline(always)]
@@ -207,7 +216,7 @@ pub unsafe trait Isa: Copy + 'static {
 /// # Safety
 /// `x` is valid for reading 32 bytes.
 #[inline(always)]
-unsafe fn lanes_of_group<I: Isa>(isa: I, x: *const i8) -> [I::B; 8] {
+unsafe fn lanes_of_group<I: Bytes>(isa: I, x: *const i8) -> [I::B; 8] {
     // SAFETY: the caller vouches for the 32 bytes.
     unsafe {
         [
@@ -227,16 +236,11 @@ unsafe fn lanes_of_group<I: Isa>(isa: I, x: *const i8) -> [I::B; 8] {
 /// `s·L..s·L + L` of the panel: byte offsets from the line in the first half, `half` being the distance to the other
 /// half's line.
 #[inline(always)]
-pub const fn strip<I: Isa>(s: usize, half: usize) -> (usize, usize) {
+pub const fn strip<I: Bytes>(s: usize, half: usize) -> (usize, usize) {
     match I::L {
         16 => (0, half),
         8 => (s * half, s * half + 32),
         4 => ((s / 2) * half + (s % 2) * 16, (s / 2) * half + (s % 2) * 16 + 32),
-        2 => {
-            // Slots hold rows 0 1 4 5 2 3 6 7: strips 0 1 2 3 of a half begin at slots 0 4 2 6.
-            let slot = [0, 4, 2, 6][s % 4];
-            ((s / 4) * half + slot * 8, (s / 4) * half + slot * 8 + 8)
-        }
         _ => panic!("no such register width"),
     }
 }

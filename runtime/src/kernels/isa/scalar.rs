@@ -1,15 +1,46 @@
-//! The portable level: plain Rust on arrays of eight. It is the specification of every [`Isa`] operation.
+//! The portable level: plain Rust on small arrays. It is the specification of every [`Isa`] operation.
+
+use core::marker::PhantomData;
 
 use super::Isa;
 
-/// Proof of nothing: runs everywhere.
+/// Proof of `D`'s instructions: registers of `L` lanes in plain Rust.
 #[derive(Clone, Copy, Debug)]
-pub struct Scalar;
+pub struct Lanes<const L: usize, D>(PhantomData<D>);
 
-const L: usize = 8;
+/// Proof of nothing: runs everywhere. Compilers for large processors make vectors of eight lanes; small ones get less
+/// code, and keep two lanes in registers.
+pub type Scalar = Lanes<{ if cfg!(target_pointer_width = "32") { 2 } else { 8 } }, Plain>;
+
+/// The dot product of a group.
+///
+/// # Safety
+/// A type may only be used where the CPU has its instructions: [`Lanes`] of it is the proof.
+pub unsafe trait GroupDot: Copy + 'static {
+    /// `Σ w·x` of 32 signed bytes, four of `w` per word.
+    ///
+    /// # Safety
+    /// `x` is valid for reading 32 bytes.
+    unsafe fn dot(w: &[u32; 8], x: *const i8) -> i32;
+}
+
+/// One product after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain;
+
+// SAFETY: plain Rust.
+unsafe impl GroupDot for Plain {
+    #[inline(always)]
+    unsafe fn dot(w: &[u32; 8], x: *const i8) -> i32 {
+        let w: [i8; 32] = bytemuck::cast(w.map(u32::to_le));
+        // SAFETY: the caller vouches for 32 bytes.
+        let x = unsafe { x.cast::<[i8; 32]>().read_unaligned() };
+        w.into_iter().zip(x).map(|(w, x)| i32::from(w) * i32::from(x)).sum()
+    }
+}
 
 #[inline(always)]
-fn map<T: Copy, U>(a: [T; L], f: impl Fn(T) -> U) -> [U; L] {
+fn map<const L: usize, T: Copy, U>(a: [T; L], f: impl Fn(T) -> U) -> [U; L] {
     core::array::from_fn(
         #[inline(always)]
         |i| f(a[i]),
@@ -17,18 +48,10 @@ fn map<T: Copy, U>(a: [T; L], f: impl Fn(T) -> U) -> [U; L] {
 }
 
 #[inline(always)]
-fn zip<T: Copy, U: Copy, V>(a: [T; L], b: [U; L], f: impl Fn(T, U) -> V) -> [V; L] {
+fn zip<const L: usize, T: Copy, U: Copy, V>(a: [T; L], b: [U; L], f: impl Fn(T, U) -> V) -> [V; L] {
     core::array::from_fn(
         #[inline(always)]
         |i| f(a[i], b[i]),
-    )
-}
-
-#[inline(always)]
-fn map_b(a: [u8; 4 * L], f: impl Fn(u8) -> u8) -> [u8; 4 * L] {
-    core::array::from_fn(
-        #[inline(always)]
-        |i| f(a[i]),
     )
 }
 
@@ -118,18 +141,17 @@ pub fn sqrt(v: f32) -> f32 {
     f32::from_bits(((e + 150) as u32) << 23) * (rounded as f32 / 8_388_608.0)
 }
 
-// SAFETY: plain Rust; exists on every CPU.
-unsafe impl Isa for Scalar {
+// SAFETY: the only constructor is the unsafe `proof`.
+unsafe impl<const L: usize, D: GroupDot> Isa for Lanes<L, D> {
     const L: usize = L;
     // 32 single floats, as Cortex-M has.
     const REGISTERS: usize = 4;
     type F = [f32; L];
     type I = [i32; L];
-    type B = [u8; 4 * L];
 
     #[inline(always)]
     unsafe fn proof() -> Self {
-        Self
+        Self(PhantomData)
     }
     #[inline(always)]
     fn splat(self, v: f32) -> Self::F {
@@ -262,110 +284,6 @@ unsafe impl Isa for Scalar {
     unsafe fn store_i8(self, p: *mut i8, v: Self::I) {
         // SAFETY: the caller vouches for L bytes.
         unsafe { p.cast::<[i8; L]>().write_unaligned(map(v, |v| v.clamp(-128, 127) as i8)) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_b(self, p: *const u8) -> Self::B {
-        // SAFETY: the caller vouches for 4·L bytes.
-        unsafe { p.cast::<[u8; 4 * L]>().read_unaligned() }
-    }
-    #[inline(always)]
-    unsafe fn splat8(self, p: *const i8) -> Self::B {
-        // SAFETY: the caller vouches for 8 bytes.
-        let b = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
-        core::array::from_fn(
-            #[inline(always)]
-            |i| b[i % 8],
-        )
-    }
-    #[inline(always)]
-    unsafe fn table(self, p: *const u8) -> Self::B {
-        // SAFETY: the caller vouches for 16 bytes.
-        let b = unsafe { p.cast::<[u8; 16]>().read_unaligned() };
-        core::array::from_fn(
-            #[inline(always)]
-            |i| b[i % 16],
-        )
-    }
-    #[inline(always)]
-    fn lo(self, a: Self::B) -> Self::B {
-        map_b(a, |a| a & 15)
-    }
-    #[inline(always)]
-    fn hi(self, a: Self::B) -> Self::B {
-        map_b(a, |a| a >> 4)
-    }
-    #[inline(always)]
-    fn lookup(self, table: Self::B, a: Self::B) -> Self::B {
-        map_b(a, |a| table[usize::from(a & 15)])
-    }
-    #[inline(always)]
-    fn dot_u(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I {
-        core::array::from_fn(
-            #[inline(always)]
-            |i| {
-                let mut sum = acc[i];
-                let mut j = 4 * i;
-                while j < 4 * i + 4 {
-                    sum += i32::from(w[j]) * i32::from(x[j] as i8);
-                    j += 1;
-                }
-                sum
-            },
-        )
-    }
-    #[inline(always)]
-    fn dot_s(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I {
-        core::array::from_fn(
-            #[inline(always)]
-            |i| {
-                let mut sum = acc[i];
-                let mut j = 4 * i;
-                while j < 4 * i + 4 {
-                    sum += i32::from(w[j] as i8) * i32::from(x[j] as i8);
-                    j += 1;
-                }
-                sum
-            },
-        )
-    }
-    #[inline(always)]
-    fn pair_sum(self, a: Self::I, b: Self::I) -> Self::I {
-        [a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3], a[4] + a[5], a[6] + a[7], b[4] + b[5], b[6] + b[7]]
-    }
-    #[inline(always)]
-    fn deal(self, a: Self::B, b: Self::B) -> (Self::B, Self::B) {
-        const SOURCE: [usize; L] = [0, 2, 8, 10, 4, 6, 12, 14];
-        let pick = |odd: usize| {
-            core::array::from_fn(
-                #[inline(always)]
-                |i| {
-                    let lane = SOURCE[i / 4] + odd;
-                    if lane < L { a[4 * lane + i % 4] } else { b[4 * (lane - L) + i % 4] }
-                },
-            )
-        };
-        (pick(0), pick(1))
-    }
-    #[inline(always)]
-    unsafe fn splat4(self, p: *const i8) -> Self::B {
-        // SAFETY: the caller vouches for 4 bytes.
-        let b = unsafe { p.cast::<[u8; 4]>().read_unaligned() };
-        core::array::from_fn(
-            #[inline(always)]
-            |i| b[i % 4],
-        )
-    }
-    #[inline(always)]
-    fn plane<const SHL: u32, const SHR: u32>(self, a: Self::B, mask: u8) -> Self::B {
-        map_b(a, |a| ((u32::from(a) << SHL >> SHR) as u8) & mask)
-    }
-    #[inline(always)]
-    fn or_b(self, a: Self::B, b: Self::B) -> Self::B {
-        core::array::from_fn(
-            #[inline(always)]
-            |i| a[i] | b[i],
-        )
     }
 }
 

@@ -1,25 +1,26 @@
-//! Quantized weights times quantized activations on AArch64. The layout and the arithmetic are those of [`int`](super::int);
-//! the shape differs, since there are 32 registers of four rows each, codes are signed, and `sdot` takes its second
-//! operand from any lane.
+//! Quantized weights times quantized activations on AArch64. The layout and the arithmetic are those of
+//! [`linear`](super); the shape differs from the general body's, since there are 32 registers of four rows each, codes
+//! are signed, and `sdot` takes its second operand from any lane.
 //!
 //! ```text
-//! one token                                          T tokens (16, 8, 4 or 2)
+//! one token                                          T tokens (8, 4 or 2)
 //! for each group:                                    for each strip of 4 rows:
 //!     x = 4 × 8 inputs, each twice                       for each group:
 //!     for each strip of 4 rows:                              w = the strip's codes, unpacked      8 registers
 //!         unpack, multiply, add up over the lanes            for each token:
-//!         acc[strip] += scaled sum       4 registers             x = 32 inputs                    2 registers
+//!         acc[strip] += scaled sum       4 registers             x = 32 inputs                    1 or 2 registers
 //!                                                                acc[token] += scaled sum         T registers
 //! ```
 //! Sums stay in registers, since a vector store takes a slot or two of the pipes that multiply. The unpacking of a
-//! group is shared by T tokens.
+//! group is shared by T tokens. [`Dot`] runs several strips or tokens side by side.
 
 use core::arch::aarch64::*;
 
-use super::int::{Codes, Place, each_group};
+use super::codes::Codes;
+use super::groups::{Place, each_group};
 use super::{IntPanel, LinearArgs};
-use crate::kernels::isa::Isa;
-use crate::kernels::isa::arm::{Dot, Quad, Start};
+use crate::kernels::isa::arm::{Dot, Quad, Rows, Start};
+use crate::kernels::isa::{Bytes, Isa};
 use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
 
 /// Rows of a strip, and strips of a panel.
@@ -33,11 +34,7 @@ impl<D: Dot> IntPanel for Quad<D> {
         unsafe {
             let codes = Signed::<D, C>::new(self, a.codebook);
             let mut t = 0;
-            while t + 16 <= a.tokens {
-                codes.tokens::<16>(a, t);
-                t += 16;
-            }
-            if a.tokens - t >= 8 {
+            while t + 8 <= a.tokens {
                 codes.tokens::<8>(a, t);
                 t += 8;
             }
@@ -63,9 +60,41 @@ struct Signed<D: Dot, C: Codes> {
     format: core::marker::PhantomData<C>,
 }
 
+/// The scales of a group of a strip.
+#[derive(Clone, Copy)]
+struct Scales {
+    multipliers: float32x4_t,
+    /// The addend of [`Dot::times`].
+    least: float32x4_t,
+    minima: float32x4_t,
+}
+
+/// Scale and sum of a group of a token.
+#[derive(Clone, Copy)]
+struct Input {
+    scale: f32,
+    sum: i32,
+}
+
+impl Input {
+    /// # Safety
+    /// `codes` points to the codes of group `g` of a row of `groups`.
+    #[inline(always)]
+    unsafe fn load(codes: *const i8, groups: usize, g: usize) -> Self {
+        let scales = codes.wrapping_add(groups * GROUP - g * (GROUP - 4));
+        // SAFETY: as the layout of the row says; both are words.
+        unsafe {
+            Self {
+                scale: scales.cast::<f32>().read_unaligned(),
+                sum: scales.wrapping_add(groups * 4).cast::<i32>().read_unaligned(),
+            }
+        }
+    }
+}
+
 impl<D: Dot, C: Codes> Signed<D, C> {
     const HAS_TABLE: bool = matches!(C::FORMAT, WeightFormat::Q4);
-    const IS_BYTES: bool = matches!(C::FORMAT, WeightFormat::Q8 | WeightFormat::Q8R);
+    const IS_BYTES: bool = C::FORMAT.code_bits() == 8;
     /// Whether [`Dot::times`] applies: multipliers are small integers.
     const INTEGERS: bool = C::FORMAT.multiplier_bytes() == 1;
     /// What linear codes are stored with; the table and int8 codes are signed from the beginning.
@@ -78,7 +107,7 @@ impl<D: Dot, C: Codes> Signed<D, C> {
     } else {
         C::MAX
     };
-    const MAX: i32 = if Self::HAS_TABLE || Self::IS_BYTES { Self::MAX_STORED } else { C::OFFSET };
+    const MAX: i32 = if Self::OFFSET == 0 { Self::MAX_STORED } else { Self::OFFSET };
     /// What sums start from.
     const BIAS: i32 = if Self::INTEGERS { D::BIAS } else { 0 };
 
@@ -91,15 +120,15 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         Self { isa, table, format: core::marker::PhantomData }
     }
 
-    /// The strip's codes: rows 0 and 1, rows 2 and 3, four parts of 8 inputs each.
+    /// The strip's codes.
     ///
     /// # Safety
     /// `place` is a group of a panel.
     #[inline(always)]
-    unsafe fn unpack(&self, place: Place, strip: usize) -> ([int8x16_t; 4], [int8x16_t; 4]) {
+    unsafe fn unpack(&self, place: Place, strip: usize) -> Rows {
         let (half, within) = (strip / 2, strip % 2 * 16);
         let codes = place.codes.wrapping_add(half * (C::FORMAT.code_bytes() / 2) + within);
-        // q5 has both halves' bits in one line, q6 a line for each.
+        // Single bits of both halves are in one line, pairs in a line for each.
         let line = if C::FORMAT.plane_bits() == 1 { 0 } else { half * LINE };
         let planes = place.codes.wrapping_add(C::FORMAT.code_bytes() + line + within);
         // SAFETY: the strip's registers lie within the group's lines.
@@ -110,31 +139,34 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         }
     }
 
-    /// The strip's multipliers.
+    /// The strip's scales.
     ///
     /// # Safety
     /// As [`Self::unpack`].
     #[inline(always)]
-    unsafe fn multipliers(&self, place: Place, strip: usize) -> float32x4_t {
-        let at = place.multipliers.wrapping_add(strip * ROWS * C::FORMAT.multiplier_bytes());
+    unsafe fn scales(&self, place: Place, strip: usize) -> Scales {
+        let bytes = if C::FORMAT.has_minimum() { 2 } else { C::FORMAT.multiplier_bytes() };
+        let at = place.multipliers.wrapping_add(strip * ROWS * bytes);
         // SAFETY: the strip's multipliers lie within the group's.
-        unsafe { C::multipliers(self.isa, at) }
-    }
-
-    /// The addend of [`Dot::times`] for the multipliers.
-    #[inline(always)]
-    fn least(&self, multipliers: float32x4_t) -> float32x4_t {
-        self.isa.mul(multipliers, self.isa.splat(-f32::from_bits(D::BIAS as u32)))
+        let (multipliers, minima) = unsafe { (C::multipliers(self.isa, at), C::minima(self.isa, at)) };
+        let least = self.isa.mul(multipliers, self.isa.splat(-f32::from_bits(D::BIAS as u32)));
+        Scales { multipliers, least, minima }
     }
 
     /// The contribution of a group.
     #[inline(always)]
-    fn scaled(&self, sum: int32x4_t, multipliers: float32x4_t, least: float32x4_t, xscale: f32) -> float32x4_t {
+    fn scaled(&self, sum: int32x4_t, w: Scales, x: Input) -> float32x4_t {
+        let isa = self.isa;
         if Self::INTEGERS {
             // SAFETY: base instructions.
-            unsafe { vmulq_n_f32(D::times(sum, multipliers, least), xscale) }
+            return unsafe { vmulq_n_f32(D::times(sum, w.multipliers, w.least), x.scale) };
+        }
+        let xscale = isa.splat(x.scale);
+        let p = C::scaled(isa, isa.to_f(sum), w.multipliers, xscale);
+        if C::FORMAT.has_minimum() {
+            isa.add(p, isa.mul(isa.splat(x.sum as f32), isa.mul(w.minima, xscale)))
         } else {
-            C::scaled(self.isa, self.isa.to_f(sum), multipliers, self.isa.splat(xscale))
+            p
         }
     }
 
@@ -146,7 +178,7 @@ impl<D: Dot, C: Codes> Signed<D, C> {
     unsafe fn token(&self, a: LinearArgs, t: usize) {
         let isa = self.isa;
         let groups = a.k.div_ceil(GROUP);
-        let row = a.x.wrapping_add(t * a.stride);
+        let row = a.x.wrapping_add(t * a.stride).cast::<i8>();
         let mut acc = [isa.splat(0.0); STRIPS];
         each_group::<C>(
             a,
@@ -154,28 +186,23 @@ impl<D: Dot, C: Codes> Signed<D, C> {
             |place| {
                 // SAFETY: the group is one of the row's and of the panel's.
                 unsafe {
-                    let codes = row.add(place.g * GROUP).cast::<i8>();
+                    let codes = row.add(place.g * GROUP);
                     let x = signed([
                         isa.splat8(codes),
                         isa.splat8(codes.add(8)),
                         isa.splat8(codes.add(16)),
                         isa.splat8(codes.add(24)),
                     ]);
-                    let xscale = scale(row, groups, place.g);
+                    let input = Input::load(codes, groups, place.g);
                     let start = if Self::OFFSET == 0 {
                         Start::constant(Self::BIAS)
                     } else {
-                        let sum = row.add(groups * (GROUP + 4)).cast::<i32>().add(place.g).read_unaligned();
-                        Start::new(Self::BIAS - Self::OFFSET * sum)
+                        Start::new(Self::BIAS - Self::OFFSET * input.sum)
                     };
-                    let mut s = 0;
-                    while s < STRIPS {
-                        let (wa, wb) = self.unpack(place, s);
-                        let m = self.multipliers(place, s);
-                        let sum = D::rows(Self::MAX_STORED, wa, wb, x, start);
-                        acc[s] = isa.add(acc[s], self.scaled(sum, m, self.least(m), xscale));
-                        s += 1;
-                    }
+                    [acc[0], acc[1]] = self.strips(place, 0, x, start, input, [acc[0], acc[1]]);
+                    settle(&mut acc[0]);
+                    settle(&mut acc[1]);
+                    [acc[2], acc[3]] = self.strips(place, 2, x, start, input, [acc[2], acc[3]]);
                 }
             },
         );
@@ -187,18 +214,43 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         }
     }
 
+    /// `acc` and the group's part, of the strips `first` and `first + 1`.
+    ///
+    /// # Safety
+    /// `place` is a group of a panel.
+    #[inline(always)]
+    unsafe fn strips(
+        &self,
+        place: Place,
+        first: usize,
+        x: [int8x16_t; 4],
+        start: Start,
+        input: Input,
+        acc: [float32x4_t; 2],
+    ) -> [float32x4_t; 2] {
+        // SAFETY: passed on.
+        let (rows, scales) = unsafe {
+            (
+                [self.unpack(place, first), self.unpack(place, first + 1)],
+                [self.scales(place, first), self.scales(place, first + 1)],
+            )
+        };
+        let sums = D::rows(Self::MAX_STORED, rows, x, start);
+        [
+            self.isa.add(acc[0], self.scaled(sums[0], scales[0], input)),
+            self.isa.add(acc[1], self.scaled(sums[1], scales[1], input)),
+        ]
+    }
+
     /// The tokens `t..t + T`.
     ///
     /// # Safety
     /// As [`LinearArgs`] says; the panel is of `C`'s format.
     #[inline(always)]
     unsafe fn tokens<const T: usize>(&self, a: LinearArgs, t: usize) {
-        let isa = self.isa;
-        let groups = a.k.div_ceil(GROUP);
-        let start = Start::constant(Self::BIAS);
         let mut s = 0;
         while s < STRIPS {
-            let mut acc = [isa.splat(0.0); T];
+            let mut acc = [self.isa.splat(0.0); T];
             each_group::<C>(
                 a,
                 #[inline(always)]
@@ -207,16 +259,23 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                     unsafe {
                         let (wa, wb) = self.unpack(place, s);
                         let w = D::arrange(self.centred(wa), self.centred(wb));
-                        let m = self.multipliers(place, s);
-                        let least = self.least(m);
-                        let mut row = a.x.add(t * a.stride);
-                        let mut i = 0;
-                        while i < T {
-                            let sum = D::group(Self::MAX, w, row.add(place.g * GROUP).cast(), start);
-                            let p = self.scaled(sum, m, least, scale(row, groups, place.g));
-                            acc[i] = isa.add(acc[i], p);
-                            row = row.wrapping_add(a.stride);
-                            i += 1;
+                        let strip = Strip { w, scales: self.scales(place, s), g: place.g };
+                        // One pointer that goes from token to token: the compiler would keep two for each.
+                        let x = opaque(a.x.add(t * a.stride + place.g * GROUP)).cast();
+                        if T == 2 || D::TOGETHER == 2 {
+                            let x = self.tile::<T, 2>(a, &strip, x, &mut acc, 0);
+                            if T > 2 {
+                                let x = self.tile::<T, 2>(a, &strip, x, &mut acc, 2);
+                                if T > 4 {
+                                    let x = self.tile::<T, 2>(a, &strip, x, &mut acc, 4);
+                                    self.tile::<T, 2>(a, &strip, x, &mut acc, 6);
+                                }
+                            }
+                        } else {
+                            let x = self.tile::<T, 4>(a, &strip, x, &mut acc, 0);
+                            if T > 4 {
+                                self.tile::<T, 4>(a, &strip, x, &mut acc, 4);
+                            }
                         }
                     }
                 },
@@ -229,6 +288,44 @@ impl<D: Dot, C: Codes> Signed<D, C> {
             }
             s += 1;
         }
+    }
+
+    /// Adds the group's part to the sums of the tokens `first..first + N`, from whose first `codes` are; returns those
+    /// of the token after them.
+    ///
+    /// # Safety
+    /// The rows have the group, and the sums the tokens.
+    #[inline(always)]
+    unsafe fn tile<const T: usize, const N: usize>(
+        &self,
+        a: LinearArgs,
+        strip: &Strip,
+        codes: *const i8,
+        acc: &mut [float32x4_t; T],
+        first: usize,
+    ) -> *const i8 {
+        let groups = a.k.div_ceil(GROUP);
+        let mut x = [codes; N];
+        let mut i = 1;
+        while i < N {
+            x[i] = x[i - 1].wrapping_add(a.stride);
+            i += 1;
+        }
+        // SAFETY: the rows have the group.
+        let sums = unsafe { D::group(Self::MAX, strip.w, x, Start::constant(Self::BIAS)) };
+        let mut i = 0;
+        while i < N {
+            // SAFETY: as above.
+            let input = unsafe { Input::load(x[i], groups, strip.g) };
+            acc[first + i] = self.isa.add(acc[first + i], self.scaled(sums[i], strip.scales, input));
+            i += 1;
+        }
+        let mut i = 0;
+        while i < N {
+            settle(&mut acc[first + i]);
+            i += 1;
+        }
+        x[N - 1].wrapping_add(a.stride)
     }
 
     /// Takes the offset out.
@@ -260,6 +357,13 @@ impl<D: Dot, C: Codes> Signed<D, C> {
     }
 }
 
+/// A strip of a group, ready for any number of tokens.
+struct Strip {
+    w: [int8x16_t; 8],
+    scales: Scales,
+    g: usize,
+}
+
 impl Start {
     /// Sums start from `v`.
     #[inline(always)]
@@ -277,14 +381,20 @@ impl Start {
     }
 }
 
-/// The scale of group `g` of a quantized row.
-///
-/// # Safety
-/// The row has the group.
+/// Has `v` computed here, and later loads done later: left alone, the compiler begins all strips or tokens at once and
+/// runs out of registers.
 #[inline(always)]
-unsafe fn scale(row: *const u8, groups: usize, g: usize) -> f32 {
-    // SAFETY: as the layout of the row says.
-    unsafe { row.add(groups * GROUP).cast::<f32>().add(g).read_unaligned() }
+fn settle(v: &mut float32x4_t) {
+    // SAFETY: no instruction.
+    unsafe { core::arch::asm!("/* {0:v} */", inout(vreg) * v, options(nostack, preserves_flags)) }
+}
+
+/// `p`, of which the compiler knows no more than that.
+#[inline(always)]
+fn opaque(mut p: *const u8) -> *const u8 {
+    // SAFETY: no instruction.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) }
+    p
 }
 
 /// Bytes as signed numbers.

@@ -19,15 +19,21 @@
 
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod arm;
+mod codes;
 mod dequant;
 mod float;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
+mod groups;
+#[cfg(target_arch = "x86_64")]
 mod int;
 #[cfg(feature = "pack")]
 mod pack;
+mod plain;
 #[cfg(all(test, feature = "pack", feature = "std"))]
 mod tests;
 
-use crate::kernels::isa::{Isa, scalar};
+use crate::kernels::isa::Isa;
+use crate::kernels::isa::scalar::{GroupDot, Lanes};
 use crate::kernels::quantize_row::quant_row_used;
 use crate::kernels::table::Kernels;
 use crate::weights::{PANEL_ROWS, WeightFormat};
@@ -36,12 +42,9 @@ pub use dequant::dequant_row;
 #[cfg(feature = "pack")]
 pub use pack::{Multipliers, QuantizedRows, pack_float, pack_float_panel};
 
+use codes::Codes;
+pub(super) use codes::{I4, I4M, I5, I5M, Q4, Q4L, Q5, Q6, Q8, Q8R};
 pub(super) use float::{Half, Single, panel as float_panel};
-<<<<<<< HEAD
-pub(super) use int::{I4, I4M, I5, I5M, Q4, Q4L, Q5, Q6, Q8, Q8R, panel as int_panel};
-=======
-pub(super) use int::{Q4, Q4L, Q5, Q6, Q8, Q8R};
->>>>>>> 7256abc (Kernels for AArch64: NEON, sdot and i8mm levels, so that phones and Raspberry Pis leave the scalar path)
 
 /// Most tokens that one call of [`Kernels::linear_panel`] takes.
 pub const MAX_TOKENS: usize = 16;
@@ -94,23 +97,48 @@ pub(super) struct LinearArgs {
     out: *mut [f32; PANEL_ROWS],
 }
 
-/// The body of a level's integer entries: the general one, or that of another shape of registers and instructions.
-trait IntPanel: Isa {
+/// The body of a level's integer entries.
+pub(super) trait IntPanel: Isa {
     /// # Safety
     /// As [`LinearArgs`] says; the panel is of `C`'s format.
+    unsafe fn int_panel<C: Codes>(self, a: LinearArgs);
+}
+
+impl<const L: usize, D: GroupDot> IntPanel for Lanes<L, D> {
     #[inline(always)]
-    unsafe fn int_panel<C: int::Codes>(self, a: LinearArgs) {
+    unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
         // SAFETY: passed on.
-        unsafe { int::panel::<Self, C>(self, a) }
+        unsafe { plain::panel::<D>(C::FORMAT, a) }
     }
 }
-impl IntPanel for scalar::Scalar {}
+
+/// Levels with the general body.
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+mod general {
+    use super::{Codes, IntPanel, LinearArgs, int};
     use crate::kernels::isa::x86::{Avx512, Dot, Sse41, Ymm};
-    impl super::IntPanel for Sse41 {}
-    impl<D: Dot> super::IntPanel for Ymm<D> {}
-    impl super::IntPanel for Avx512 {}
+
+    impl IntPanel for Sse41 {
+        #[inline(always)]
+        unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
+            // SAFETY: passed on.
+            unsafe { int::panel::<Self, C>(self, a) }
+        }
+    }
+    impl<D: Dot> IntPanel for Ymm<D> {
+        #[inline(always)]
+        unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
+            // SAFETY: passed on.
+            unsafe { int::panel::<Self, C>(self, a) }
+        }
+    }
+    impl IntPanel for Avx512 {
+        #[inline(always)]
+        unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
+            // SAFETY: passed on.
+            unsafe { int::panel::<Self, C>(self, a) }
+        }
+    }
 }
 
 /// The body of the integer linear entries.
@@ -118,8 +146,7 @@ mod x86 {
 /// # Safety
 /// As [`LinearArgs`] says; the panel is of `C`'s format.
 #[inline(always)]
-#[expect(private_bounds, reason = "every level has its body")]
-pub(super) unsafe fn int_panel<I: IntPanel, C: int::Codes>(isa: I, a: LinearArgs) {
+pub(super) unsafe fn int_panel<I: IntPanel, C: Codes>(isa: I, a: LinearArgs) {
     // SAFETY: passed on.
     unsafe { isa.int_panel::<C>(a) }
 }

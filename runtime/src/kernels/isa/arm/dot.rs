@@ -15,23 +15,28 @@ pub unsafe trait Dot: Copy + 'static {
     /// Per lane `Σᵢ Σ₄ w[i]·x[i]`.
     fn dots<const N: usize>(max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t;
 
-    /// Four rows times 32 inputs: `a[i]` holds 8 inputs of rows 0 and 1, `b[i]` of rows 2 and 3, `x[i]` the inputs
-    /// twice. The sums of lanes 0 and 2 of `start` are what each row starts from.
-    fn rows(max: i32, a: [int8x16_t; 4], b: [int8x16_t; 4], x: [int8x16_t; 4], start: Start) -> int32x4_t;
+    /// Two strips of four rows times 32 inputs; `x[i]` holds 8 inputs twice.
+    fn rows(max: i32, strips: [Rows; 2], x: [int8x16_t; 4], start: Start) -> [int32x4_t; 2];
 
     /// The four rows' codes in the order that [`Dot::group`] wants.
     fn arrange(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8];
 
-    /// Four rows times the 32 inputs at `x`.
+    /// Tokens whose chains of dependent instructions run side by side, for processors that start them in order.
+    const TOGETHER: usize;
+
+    /// Four rows times 32 inputs of each of `N` tokens.
     ///
     /// # Safety
-    /// `x` is valid for reading 32 bytes.
-    unsafe fn group(max: i32, w: [int8x16_t; 8], x: *const i8, start: Start) -> int32x4_t;
+    /// Each `x` is valid for reading 32 bytes.
+    unsafe fn group<const N: usize>(max: i32, w: [int8x16_t; 8], x: [*const i8; N], start: Start) -> [int32x4_t; N];
 
     /// `f32(d)·m`, rounded once, where `sum = d + BIAS`, `|d| < 2^22`, `m` is an integer up to 128 and
     /// `least = −m·`[`f32(BIAS's bits)`](Dot::BIAS). The sign of a zero is open.
     fn times(sum: int32x4_t, m: float32x4_t, least: float32x4_t) -> float32x4_t;
 }
+
+/// The codes of four rows: of rows 0 and 1, and of rows 2 and 3, 8 inputs at a time.
+pub type Rows = ([int8x16_t; 4], [int8x16_t; 4]);
 
 /// The number that a dot product starts from, as each level wants it.
 #[derive(Clone, Copy)]
@@ -43,6 +48,9 @@ pub struct Start {
     /// Whether there is one.
     pub any: bool,
 }
+
+/// Rows that go through the dot products together.
+const ROWS: usize = 4;
 
 /// Products of base NEON: eight of 16 bits at a time.
 #[derive(Clone, Copy, Debug)]
@@ -84,9 +92,42 @@ fn fold_two(a: [int16x8_t; 4], b: [int16x8_t; 4]) -> int32x4_t {
     })
 }
 
+/// Four rows times 32 inputs, as [`Dot::rows`].
+#[inline(always)]
+fn four_rows(max: i32, (a, b): Rows, x: [int8x16_t; 4], start: Start) -> int32x4_t {
+    op!({
+        // Two registers' products per row, in 16 bits.
+        let two = |i: usize| {
+            let low = |w: [int8x16_t; 4]| {
+                let first = vmull_s8(vget_low_s8(w[i]), vget_low_s8(x[i]));
+                vmlal_s8(first, vget_low_s8(w[i + 1]), vget_low_s8(x[i + 1]))
+            };
+            let high = |w: [int8x16_t; 4]| vmlal_high_s8(vmull_high_s8(w[i], x[i]), w[i + 1], x[i + 1]);
+            [low(a), high(a), low(b), high(b)]
+        };
+        let sum = if word_run(max) >= 4 {
+            let [p, q, r, s] = two(0);
+            let p = vmlal_s8(p, vget_low_s8(a[2]), vget_low_s8(x[2]));
+            let q = vmlal_high_s8(q, a[2], x[2]);
+            let r = vmlal_s8(r, vget_low_s8(b[2]), vget_low_s8(x[2]));
+            let s = vmlal_high_s8(s, b[2], x[2]);
+            let p = vmlal_s8(p, vget_low_s8(a[3]), vget_low_s8(x[3]));
+            let q = vmlal_high_s8(q, a[3], x[3]);
+            let r = vmlal_s8(r, vget_low_s8(b[3]), vget_low_s8(x[3]));
+            let s = vmlal_high_s8(s, b[3], x[3]);
+            fold_words(max, 4, [p, q, r, s])
+        } else {
+            fold_two(two(0), two(2))
+        };
+        if start.any { vaddq_s32(sum, start.whole) } else { sum }
+    })
+}
+
 // SAFETY: base instructions only.
 unsafe impl Dot for Mull {
     const BIAS: i32 = 0;
+    // Four chains of each, and 16-bit sums are twice as many registers.
+    const TOGETHER: usize = 2;
 
     #[inline(always)]
     fn dots<const N: usize>(max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t {
@@ -114,33 +155,8 @@ unsafe impl Dot for Mull {
     }
 
     #[inline(always)]
-    fn rows(max: i32, a: [int8x16_t; 4], b: [int8x16_t; 4], x: [int8x16_t; 4], start: Start) -> int32x4_t {
-        op!({
-            // Two registers' products per row, in 16 bits.
-            let two = |i: usize| {
-                let low = |w: [int8x16_t; 4]| {
-                    let first = vmull_s8(vget_low_s8(w[i]), vget_low_s8(x[i]));
-                    vmlal_s8(first, vget_low_s8(w[i + 1]), vget_low_s8(x[i + 1]))
-                };
-                let high = |w: [int8x16_t; 4]| vmlal_high_s8(vmull_high_s8(w[i], x[i]), w[i + 1], x[i + 1]);
-                [low(a), high(a), low(b), high(b)]
-            };
-            let sum = if word_run(max) >= 4 {
-                let [p, q, r, s] = two(0);
-                let p = vmlal_s8(p, vget_low_s8(a[2]), vget_low_s8(x[2]));
-                let q = vmlal_high_s8(q, a[2], x[2]);
-                let r = vmlal_s8(r, vget_low_s8(b[2]), vget_low_s8(x[2]));
-                let s = vmlal_high_s8(s, b[2], x[2]);
-                let p = vmlal_s8(p, vget_low_s8(a[3]), vget_low_s8(x[3]));
-                let q = vmlal_high_s8(q, a[3], x[3]);
-                let r = vmlal_s8(r, vget_low_s8(b[3]), vget_low_s8(x[3]));
-                let s = vmlal_high_s8(s, b[3], x[3]);
-                fold_words(max, 4, [p, q, r, s])
-            } else {
-                fold_two(two(0), two(2))
-            };
-            if start.any { vaddq_s32(sum, start.whole) } else { sum }
-        })
+    fn rows(max: i32, strips: [Rows; 2], x: [int8x16_t; 4], start: Start) -> [int32x4_t; 2] {
+        [four_rows(max, strips[0], x, start), four_rows(max, strips[1], x, start)]
     }
 
     /// Of each row the inputs 0…15, then of each row the inputs 16…31.
@@ -158,20 +174,35 @@ unsafe impl Dot for Mull {
     }
 
     #[inline(always)]
-    unsafe fn group(max: i32, w: [int8x16_t; 8], x: *const i8, start: Start) -> int32x4_t {
+    unsafe fn group<const N: usize>(max: i32, w: [int8x16_t; 8], x: [*const i8; N], start: Start) -> [int32x4_t; N] {
         op!({
-            let (x0, x1) = (vld1q_s8(x), vld1q_s8(x.add(16)));
             let two = |w: int8x16_t, x: int8x16_t| vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), w, x);
-            let first = [two(w[0], x0), two(w[1], x0), two(w[2], x0), two(w[3], x0)];
-            let sum = if word_run(max) >= 4 {
-                let add =
-                    |sum: int16x8_t, w: int8x16_t| vmlal_high_s8(vmlal_s8(sum, vget_low_s8(w), vget_low_s8(x1)), w, x1);
-                let [p, q, r, s] = first;
-                fold_words(max, 4, [add(p, w[4]), add(q, w[5]), add(r, w[6]), add(s, w[7])])
-            } else {
-                fold_two(first, [two(w[4], x1), two(w[5], x1), two(w[6], x1), two(w[7], x1)])
+            let more = |sum: int16x8_t, w: int8x16_t, x: int8x16_t| {
+                vmlal_high_s8(vmlal_s8(sum, vget_low_s8(w), vget_low_s8(x)), w, x)
             };
-            if start.any { vaddq_s32(sum, start.whole) } else { sum }
+            let mut words = [[vdupq_n_s16(0); ROWS]; N];
+            let mut i = 0;
+            while i < N {
+                let x = vld1q_s8(x[i]);
+                words[i] = [two(w[0], x), two(w[1], x), two(w[2], x), two(w[3], x)];
+                i += 1;
+            }
+            let mut sums = [vdupq_n_s32(0); N];
+            let mut i = 0;
+            while i < N {
+                let x = vld1q_s8(x[i].add(16));
+                sums[i] = if word_run(max) >= 4 {
+                    let [p, q, r, s] = words[i];
+                    fold_words(max, 4, [more(p, w[4], x), more(q, w[5], x), more(r, w[6], x), more(s, w[7], x)])
+                } else {
+                    fold_two(words[i], [two(w[4], x), two(w[5], x), two(w[6], x), two(w[7], x)])
+                };
+                if start.any {
+                    sums[i] = vaddq_s32(sums[i], start.whole);
+                }
+                i += 1;
+            }
+            sums
         })
     }
 
@@ -199,24 +230,111 @@ unsafe fn sdot(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
     acc
 }
 
-/// [`sdot`] with the same four `x`, those of lane `LANE`, for every lane of `w`.
+/// Sums that start from `start` of two tokens' 32 inputs times eight registers of codes. The order of the
+/// instructions is part of it: no chain waits for itself, and no input for its load.
 ///
 /// # Safety
-/// The CPU has `sdot`.
+/// The CPU has `sdot`; each `x` is valid for reading 32 bytes.
 #[inline(always)]
-unsafe fn sdot_lane<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
-    // SAFETY: registers only.
-    unsafe {
-        asm!("sdot {acc:v}.4s, {w:v}.16b, {x:v}.4b[{lane}]", acc = inout(vreg) acc, w = in(vreg) w, x = in(vreg) x,
-            lane = const LANE, options(pure, nomem, nostack, preserves_flags));
+unsafe fn two(start: int32x4_t, w: [int8x16_t; 8], x: [*const i8; 2]) -> [int32x4_t; 2] {
+    macro_rules! step {
+        ($w:literal, $lane:literal) => {
+            concat!(
+                "sdot {s0:v}.4s, {w",
+                $w,
+                ":v}.16b, {x0:v}.4b[",
+                $lane,
+                "]\n",
+                "sdot {s1:v}.4s, {w",
+                $w,
+                ":v}.16b, {x1:v}.4b[",
+                $lane,
+                "]"
+            )
+        };
     }
-    acc
+    let (mut s0, mut s1) = (start, start);
+    // SAFETY: as the caller vouches.
+    unsafe {
+        asm!(
+            step!(0, 0), step!(1, 1), step!(2, 2), step!(3, 3),
+            "ldr {x0:q}, [{p0}, #16]", "ldr {x1:q}, [{p1}, #16]",
+            step!(4, 0), step!(5, 1), step!(6, 2), step!(7, 3),
+            s0 = inout(vreg) s0, s1 = inout(vreg) s1,
+            w0 = in(vreg) w[0], w1 = in(vreg) w[1], w2 = in(vreg) w[2], w3 = in(vreg) w[3],
+            w4 = in(vreg) w[4], w5 = in(vreg) w[5], w6 = in(vreg) w[6], w7 = in(vreg) w[7],
+            x0 = inout(vreg) vld1q_s8(x[0]) => _, x1 = inout(vreg) vld1q_s8(x[1]) => _,
+            p0 = in(reg) x[0], p1 = in(reg) x[1],
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    [s0, s1]
+}
+
+/// As [`two`], with four tokens.
+///
+/// # Safety
+/// As [`two`].
+#[inline(always)]
+unsafe fn four(start: int32x4_t, w: [int8x16_t; 8], x: [*const i8; 4]) -> [int32x4_t; 4] {
+    macro_rules! step {
+        ($w:literal, $lane:literal) => {
+            step!($w, $lane, "", "", "", "")
+        };
+        ($w:literal, $lane:literal, $then0:literal, $then1:literal, $then2:literal, $then3:literal) => {
+            concat!(
+                "sdot {s0:v}.4s, {w",
+                $w,
+                ":v}.16b, {x0:v}.4b[",
+                $lane,
+                "]\n",
+                $then0,
+                "sdot {s1:v}.4s, {w",
+                $w,
+                ":v}.16b, {x1:v}.4b[",
+                $lane,
+                "]\n",
+                $then1,
+                "sdot {s2:v}.4s, {w",
+                $w,
+                ":v}.16b, {x2:v}.4b[",
+                $lane,
+                "]\n",
+                $then2,
+                "sdot {s3:v}.4s, {w",
+                $w,
+                ":v}.16b, {x3:v}.4b[",
+                $lane,
+                "]\n",
+                $then3
+            )
+        };
+    }
+    let (mut s0, mut s1, mut s2, mut s3) = (start, start, start, start);
+    // SAFETY: as the caller vouches.
+    unsafe {
+        asm!(
+            step!(0, 0), step!(1, 1), step!(2, 2),
+            step!(3, 3, "ldr {x0:q}, [{p0}, #16]\n", "ldr {x1:q}, [{p1}, #16]\n",
+                "ldr {x2:q}, [{p2}, #16]\n", "ldr {x3:q}, [{p3}, #16]\n"),
+            step!(4, 0), step!(5, 1), step!(6, 2), step!(7, 3),
+            s0 = inout(vreg) s0, s1 = inout(vreg) s1, s2 = inout(vreg) s2, s3 = inout(vreg) s3,
+            w0 = in(vreg) w[0], w1 = in(vreg) w[1], w2 = in(vreg) w[2], w3 = in(vreg) w[3],
+            w4 = in(vreg) w[4], w5 = in(vreg) w[5], w6 = in(vreg) w[6], w7 = in(vreg) w[7],
+            x0 = inout(vreg) vld1q_s8(x[0]) => _, x1 = inout(vreg) vld1q_s8(x[1]) => _,
+            x2 = inout(vreg) vld1q_s8(x[2]) => _, x3 = inout(vreg) vld1q_s8(x[3]) => _,
+            p0 = in(reg) x[0], p1 = in(reg) x[1], p2 = in(reg) x[2], p3 = in(reg) x[3],
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    [s0, s1, s2, s3]
 }
 
 // SAFETY: base instructions and `sdot`.
 unsafe impl Dot for Sdot {
     // As a float's bits: 1.5·2^23, whose last bit counts 1, so that BIAS + d are the bits of 1.5·2^23 + d.
     const BIAS: i32 = 0x4b40_0000;
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn dots<const N: usize>(_max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t {
@@ -232,17 +350,24 @@ unsafe impl Dot for Sdot {
     }
 
     #[inline(always)]
-    fn rows(_max: i32, a: [int8x16_t; 4], b: [int8x16_t; 4], x: [int8x16_t; 4], start: Start) -> int32x4_t {
-        op!({
-            let (mut p, mut q) = (start.halves, start.halves);
-            let mut i = 0;
-            while i < 4 {
-                p = sdot(p, a[i], x[i]);
-                q = sdot(q, b[i], x[i]);
-                i += 1;
+    fn rows(_max: i32, [(a, b), (c, d)]: [Rows; 2], x: [int8x16_t; 4], start: Start) -> [int32x4_t; 2] {
+        let (mut p, mut q, mut r, mut s) = (start.halves, start.halves, start.halves, start.halves);
+        let mut i = 0;
+        while i < 4 {
+            // In this order no chain waits for itself.
+            // SAFETY: registers only.
+            unsafe {
+                asm!(
+                    "sdot {p:v}.4s, {a:v}.16b, {x:v}.16b", "sdot {q:v}.4s, {b:v}.16b, {x:v}.16b",
+                    "sdot {r:v}.4s, {c:v}.16b, {x:v}.16b", "sdot {s:v}.4s, {d:v}.16b, {x:v}.16b",
+                    p = inout(vreg) p, q = inout(vreg) q, r = inout(vreg) r, s = inout(vreg) s,
+                    a = in(vreg) a[i], b = in(vreg) b[i], c = in(vreg) c[i], d = in(vreg) d[i], x = in(vreg) x[i],
+                    options(pure, nomem, nostack, preserves_flags)
+                );
             }
-            vpaddq_s32(p, q)
-        })
+            i += 1;
+        }
+        op!([vpaddq_s32(p, q), vpaddq_s32(r, s)])
     }
 
     /// The four rows side by side, four inputs at a time.
@@ -260,18 +385,17 @@ unsafe impl Dot for Sdot {
     }
 
     #[inline(always)]
-    unsafe fn group(_max: i32, w: [int8x16_t; 8], x: *const i8, start: Start) -> int32x4_t {
-        op!({
-            let (x0, x1) = (vld1q_s8(x), vld1q_s8(x.add(16)));
-            let sum = sdot_lane::<0>(start.whole, w[0], x0);
-            let sum = sdot_lane::<1>(sum, w[1], x0);
-            let sum = sdot_lane::<2>(sum, w[2], x0);
-            let sum = sdot_lane::<3>(sum, w[3], x0);
-            let sum = sdot_lane::<0>(sum, w[4], x1);
-            let sum = sdot_lane::<1>(sum, w[5], x1);
-            let sum = sdot_lane::<2>(sum, w[6], x1);
-            sdot_lane::<3>(sum, w[7], x1)
-        })
+    unsafe fn group<const N: usize>(_max: i32, w: [int8x16_t; 8], x: [*const i8; N], start: Start) -> [int32x4_t; N] {
+        let mut sums = [start.whole; N];
+        // SAFETY: passed on; N is 2 or 4.
+        unsafe {
+            if N == 4 {
+                [sums[0], sums[1], sums[2], sums[3]] = four(start.whole, w, [x[0], x[1], x[2], x[3]]);
+            } else {
+                [sums[0], sums[1]] = two(start.whole, w, [x[0], x[1]]);
+            }
+        }
+        sums
     }
 
     #[inline(always)]
@@ -290,21 +414,22 @@ pub struct Smmla;
 // SAFETY: as `Sdot`, whose instructions come with `smmla`.
 unsafe impl Dot for Smmla {
     const BIAS: i32 = Sdot::BIAS;
+    const TOGETHER: usize = Sdot::TOGETHER;
 
     #[inline(always)]
     fn dots<const N: usize>(max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t {
         Sdot::dots(max, w, x)
     }
     #[inline(always)]
-    fn rows(max: i32, a: [int8x16_t; 4], b: [int8x16_t; 4], x: [int8x16_t; 4], start: Start) -> int32x4_t {
-        Sdot::rows(max, a, b, x, start)
+    fn rows(max: i32, strips: [Rows; 2], x: [int8x16_t; 4], start: Start) -> [int32x4_t; 2] {
+        Sdot::rows(max, strips, x, start)
     }
     #[inline(always)]
     fn arrange(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8] {
         Sdot::arrange(a, b)
     }
     #[inline(always)]
-    unsafe fn group(max: i32, w: [int8x16_t; 8], x: *const i8, start: Start) -> int32x4_t {
+    unsafe fn group<const N: usize>(max: i32, w: [int8x16_t; 8], x: [*const i8; N], start: Start) -> [int32x4_t; N] {
         // SAFETY: passed on.
         unsafe { Sdot::group(max, w, x, start) }
     }

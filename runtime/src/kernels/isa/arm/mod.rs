@@ -12,7 +12,7 @@ macro_rules! op {
 mod dot;
 mod neon;
 
-pub use dot::{Dot, Mull, Sdot, Smmla, Start};
+pub use dot::{Dot, Mull, Rows, Sdot, Smmla, Start};
 pub use neon::Quad;
 
 /// Proof of AArch64's base instructions.

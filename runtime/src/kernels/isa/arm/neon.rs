@@ -4,7 +4,7 @@ use core::arch::aarch64::*;
 use core::marker::PhantomData;
 
 use super::Dot;
-use crate::kernels::isa::Isa;
+use crate::kernels::isa::{Bytes, Isa};
 
 /// Proof of NEON and `D`'s instructions.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +16,6 @@ unsafe impl<D: Dot> Isa for Quad<D> {
     const REGISTERS: usize = 32;
     type F = float32x4_t;
     type I = int32x4_t;
-    type B = uint8x16_t;
 
     #[inline(always)]
     unsafe fn proof() -> Self {
@@ -153,6 +152,11 @@ unsafe impl<D: Dot> Isa for Quad<D> {
             p.cast::<i32>().write_unaligned(vget_lane_s32::<0>(vreinterpret_s32_s8(bytes)))
         })
     }
+}
+
+// SAFETY: as above.
+unsafe impl<D: Dot> Bytes for Quad<D> {
+    type B = uint8x16_t;
 
     #[inline(always)]
     unsafe fn load_b(self, p: *const u8) -> Self::B {

@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::NEAREST;
-use crate::kernels::isa::Isa;
+use crate::kernels::isa::{Bytes, Isa};
 
 /// Proof of AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -15,8 +15,6 @@ unsafe impl Isa for Avx512 {
     const REGISTERS: usize = 32;
     type F = __m512;
     type I = __m512i;
-    type B = __m512i;
-    const SIGNED_OFFSET: i32 = 128;
 
     #[inline(always)]
     unsafe fn proof() -> Self {
@@ -143,6 +141,12 @@ unsafe impl Isa for Avx512 {
     unsafe fn store_i8(self, p: *mut i8, v: Self::I) {
         op!(_mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(v)))
     }
+}
+
+// SAFETY: as above.
+unsafe impl Bytes for Avx512 {
+    type B = __m512i;
+    const SIGNED_OFFSET: i32 = 128;
 
     #[inline(always)]
     unsafe fn load_b(self, p: *const u8) -> Self::B {

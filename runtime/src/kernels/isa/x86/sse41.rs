@@ -3,8 +3,8 @@
 use core::arch::x86_64::*;
 
 use super::{EVEN, ODD, count, word_run};
-use crate::kernels::isa::Isa;
 use crate::kernels::isa::scalar::{f16_to_f32, f32_to_f16};
+use crate::kernels::isa::{Bytes, Isa};
 
 /// Proof of SSE4.1 (and SSSE3).
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +15,6 @@ unsafe impl Isa for Sse41 {
     const L: usize = 4;
     type F = __m128;
     type I = __m128i;
-    type B = __m128i;
 
     #[inline(always)]
     unsafe fn proof() -> Self {
@@ -149,6 +148,11 @@ unsafe impl Isa for Sse41 {
             _mm_storeu_si32(p.cast(), _mm_packs_epi16(words, words))
         })
     }
+}
+
+// SAFETY: as above.
+unsafe impl Bytes for Sse41 {
+    type B = __m128i;
 
     #[inline(always)]
     unsafe fn load_b(self, p: *const u8) -> Self::B {

@@ -4,22 +4,22 @@ use core::arch::x86_64::*;
 use core::marker::PhantomData;
 
 use super::{EVEN, NEAREST, ODD, count, word_run};
-use crate::kernels::isa::Isa;
+use crate::kernels::isa::{Bytes, Isa};
 
 /// The dot products of a level with 256-bit registers.
 ///
 /// # Safety
 /// A type may only be used where the CPU has its instructions: [`Ymm`] of it is the proof.
 pub unsafe trait Dot: Copy + 'static {
-    /// See [`Isa::SIGNED_OFFSET`].
+    /// See [`Bytes::SIGNED_OFFSET`].
     const SIGNED_OFFSET: i32;
-    /// See [`Isa::dot_u`].
+    /// See [`Bytes::dot_u`].
     fn dot_u(acc: __m256i, w: __m256i, x: __m256i) -> __m256i;
-    /// See [`Isa::dots_u`].
+    /// See [`Bytes::dots_u`].
     fn dots_u<const N: usize>(max: i32, w: [__m256i; N], x: [__m256i; N]) -> __m256i;
-    /// See [`Isa::prepare_s`].
+    /// See [`Bytes::prepare_s`].
     fn prepare_s(w: __m256i) -> __m256i;
-    /// See [`Isa::dots_s`].
+    /// See [`Bytes::dots_s`].
     fn dots_s<const N: usize>(w: [__m256i; N], x: [__m256i; N]) -> __m256i;
 }
 
@@ -128,8 +128,6 @@ unsafe impl<D: Dot> Isa for Ymm<D> {
     const L: usize = 8;
     type F = __m256;
     type I = __m256i;
-    type B = __m256i;
-    const SIGNED_OFFSET: i32 = D::SIGNED_OFFSET;
 
     #[inline(always)]
     unsafe fn proof() -> Self {
@@ -259,6 +257,12 @@ unsafe impl<D: Dot> Isa for Ymm<D> {
             _mm_storel_epi64(p.cast(), _mm_packs_epi16(words, words))
         })
     }
+}
+
+// SAFETY: as above.
+unsafe impl<D: Dot> Bytes for Ymm<D> {
+    type B = __m256i;
+    const SIGNED_OFFSET: i32 = D::SIGNED_OFFSET;
 
     #[inline(always)]
     unsafe fn load_b(self, p: *const u8) -> Self::B {
