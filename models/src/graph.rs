@@ -298,7 +298,7 @@ impl<'c> Graph<'c> {
         let cols = values.len() / rows;
         self.tensor(TensorSpec {
             name: name.into(),
-            storage: Storage::Panels(self.policy.format(role, None)),
+            storage: Storage::Panels(self.policy.stored(self.policy.format(role, None))),
             rows,
             cols,
             parts: vec![Part { source: Source::Values(values), rows, add: 0.0, module: String::new() }],
@@ -321,7 +321,7 @@ impl<'c> Graph<'c> {
     ) -> Result<u32, ModelError> {
         let name = format!("{module}.weight");
         self.expect(&name, &[rows, cols], field)?;
-        let format = self.policy.format(role, None);
+        let format = self.policy.stored(self.policy.format(role, None));
         self.tensor(TensorSpec {
             name: module.into(),
             storage: Storage::Panels(format),
@@ -453,6 +453,7 @@ impl<'c> Graph<'c> {
             } else {
                 fused.iter().map(|p| p.module.as_str()).collect::<Vec<_>>().join("+")
             };
+            let format = self.policy.stored(format);
             let (weight, bias) = self.fuse(&tensor_name, cols, fused, format)?;
             let rows: usize = fused.iter().map(|p| p.rows).sum();
             let a = self.linear_input(x, cols, format)?;
@@ -611,13 +612,21 @@ impl<'c> Graph<'c> {
         value_dim: usize,
     ) -> Result<u32, ModelError> {
         let id = u32::try_from(self.caches.len()).map_err(|_| ModelError::TooLarge("caches"))?;
-        self.caches.push(CacheRecord {
+        let cache = CacheRecord {
             kind: kind as u32,
             kv_heads: kv_heads as u32,
             key_dim: key_dim as u32,
             value_dim: value_dim as u32,
             reserved: 0,
-        });
+        };
+        // Whole sequences in one step: a layer's keys and values are not needed after the layer.
+        if self.policy.float_twin
+            && kind == CacheKind::Context
+            && let Some(same) = self.caches.iter().position(|c| alike(c, &cache))
+        {
+            return Ok(same as u32);
+        }
+        self.caches.push(cache);
         Ok(id)
     }
 
@@ -636,6 +645,10 @@ impl<'c> Graph<'c> {
         });
         self.quantized.clear();
     }
+}
+
+fn alike(a: &CacheRecord, b: &CacheRecord) -> bool {
+    (a.kind, a.kv_heads, a.key_dim, a.value_dim) == (b.kind, b.kv_heads, b.key_dim, b.value_dim)
 }
 
 /// Appends a part, or lengthens the last one where it goes on in the same tensor (q, k and v of a fused matrix), so that

@@ -1,21 +1,40 @@
 //! Which format each matrix gets: the presets behind `--quant`.
 
+use std::collections::BTreeMap;
+
 use lora_runtime::weights::WeightFormat;
 
 use crate::spec::Role;
 
 /// A preset, by the name of its main format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Format of block weights.
     pub blocks: WeightFormat,
+    /// Formats chosen one by one, by role and layer, before the preset's rule.
+    pub chosen: BTreeMap<(Role, Option<usize>), WeightFormat>,
+    /// Store f32 whatever the formats, which then only decide what is fused: the float model with the tensors of the
+    /// quantized one. It runs whole sequences only (layers share caches).
+    pub float_twin: bool,
 }
 
 impl Policy {
     /// The preset of a main format.
     #[must_use]
     pub const fn new(blocks: WeightFormat) -> Self {
-        Self { blocks }
+        Self { blocks, chosen: BTreeMap::new(), float_twin: false }
+    }
+
+    /// The same decisions, stored as floats.
+    #[must_use]
+    pub fn twin(&self) -> Self {
+        Self { float_twin: true, ..self.clone() }
+    }
+
+    /// How a matrix of that format is stored.
+    #[must_use]
+    pub const fn stored(&self, format: WeightFormat) -> WeightFormat {
+        if self.float_twin { WeightFormat::F32 } else { format }
     }
 
     /// The format of a matrix of `rows` outputs in layer `layer` of `layers`.
@@ -26,6 +45,9 @@ impl Policy {
     pub fn format(&self, role: Role, layer: Option<(usize, usize)>) -> WeightFormat {
         use WeightFormat::{F16, F32, Q4, Q4L, Q5, Q6, Q8, Q8R};
         let low = matches!(self.blocks, Q4 | Q4L | Q5);
+        if let Some(format) = self.chosen.get(&(role, layer.map(|l| l.0))) {
+            return *format;
+        }
         match (self.blocks, role) {
             (F32 | F16, _) => self.blocks,
             (_, Role::TaskHead | Role::SmallEmbedding) => F16,

@@ -42,4 +42,4 @@ pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};
 pub use model::Model;
-pub use session::{Segment, Session, Step};
+pub use session::{Pass, Segment, Session, Step};

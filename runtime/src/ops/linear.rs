@@ -29,7 +29,7 @@ struct Job<'s, 'm> {
     codebook: &'m [u8; 16],
     format: WeightFormat,
     cols: usize,
-    data: &'m [u8],
+    data: &'s [u8],
     x: Rows<'s>,
     bias: Option<&'m [f32]>,
     act: Act,
@@ -50,6 +50,7 @@ pub fn run(
     scale: f32,
 ) {
     let Some(Tensor::Panels { format, rows, cols, data }) = cx.file.tensor(weight) else { return };
+    let data = cx.panels.unwrap_or(data);
     let bias = cx.vector(bias);
     let codebook = &cx.file.header.codebook;
     let kernels = cx.kernels;

@@ -35,6 +35,8 @@ pub struct Context<'s, 'm> {
     pub config: &'s SessionConfig,
     /// Positions of the encoder's last output.
     pub source_len: u32,
+    /// Stands in for the panels of a linear's matrix.
+    pub panels: Option<&'s [u8]>,
 }
 
 impl<'m> Context<'_, 'm> {

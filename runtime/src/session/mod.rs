@@ -7,8 +7,11 @@
 pub mod arena;
 pub mod workers;
 
+use core::ops::Range;
+
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::record::{EntryKind, NONE};
+use crate::format::record::{EntryKind, NONE, Operand};
+use crate::format::view::Tensor;
 use crate::kernels::Kernels;
 use crate::model::Model;
 use crate::ops;
@@ -59,6 +62,71 @@ impl Step<'_> {
 
 /// Called before every op with its index and after the last one; for profiles.
 pub type Observer<'o> = &'o mut dyn FnMut(u32, Option<&Op>);
+
+/// A step in progress: see [`Session::start`].
+pub struct Pass<'r, 'm> {
+    session: &'r mut Session<'m>,
+    step: Step<'r>,
+    ops: Range<u32>,
+}
+
+impl Pass<'_, '_> {
+    /// Indices of the step's ops, in the order in which they must run.
+    #[must_use]
+    pub fn ops(&self) -> Range<u32> {
+        self.ops.clone()
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for an index outside of the step.
+    pub fn op(&self, index: u32) -> Result<Op> {
+        if !self.ops.contains(&index) {
+            return Err(Error::new(ErrorKind::Invalid, "op of another entry").values(index.into(), self.ops.end.into()));
+        }
+        Op::parse(&self.session.model.file.ops[index as usize])
+    }
+
+    /// Runs an op. `panels` take the place of a linear's matrix, in the same format and shape.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for an index outside of the step, [`ErrorKind::Mismatch`] for panels of another size.
+    pub fn run(&mut self, index: u32, panels: Option<&[u8]>) -> Result<()> {
+        let op = self.op(index)?;
+        if let Some(panels) = panels {
+            let expected = match op {
+                Op::Linear { weight, .. } => match self.session.model.file.tensor(weight) {
+                    Some(Tensor::Panels { data, .. }) => data.len(),
+                    _ => 0,
+                },
+                _ => 0,
+            };
+            if panels.len() != expected {
+                return Err(Error::new(ErrorKind::Mismatch, "panels").values(panels.len() as u64, expected as u64));
+            }
+        }
+        let session = &mut *self.session;
+        let mut cx = ops::Context {
+            file: session.model.file,
+            arena: &mut session.arena,
+            kernels: session.kernels,
+            workers: session.workers,
+            step: &self.step,
+            config: &session.config,
+            source_len: session.source_len[0],
+            panels,
+        };
+        ops::run(&op, &mut cx);
+        Ok(())
+    }
+
+    /// Columns of a buffer's rows in this step, as the ops so far have left them.
+    #[must_use]
+    pub fn rows(&self, at: Operand, width: usize) -> Rows<'_> {
+        self.session.arena.read(at, width)
+    }
+}
 
 /// A model running in an arena.
 pub struct Session<'m> {
@@ -122,28 +190,28 @@ impl<'m> Session<'m> {
     /// # Errors
     /// As [`Session::run`].
     pub fn run_observed(&mut self, entry: EntryKind, step: &Step<'_>, observer: Observer<'_>) -> Result<()> {
+        let mut pass = self.start(entry, *step)?;
+        for index in pass.ops() {
+            observer(index, Some(&pass.op(index)?));
+            pass.run(index, None)?;
+        }
+        observer(NONE, None);
+        Ok(())
+    }
+
+    /// Starts a step whose ops the caller runs one by one: how calibration watches a model and puts weights of its own
+    /// in place of the file's.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn start<'r>(&'r mut self, entry: EntryKind, step: Step<'r>) -> Result<Pass<'r, 'm>> {
         let record = self.model.entry(entry)?;
-        self.check(step, entry, record.max_positions)?;
+        self.check(&step, entry, record.max_positions)?;
         self.arena.begin(step.tokens.len(), step.outputs.len())?;
         if entry == EntryKind::Encode {
             self.source_len = [step.tokens.len() as u32];
         }
-        for index in record.op_start..record.op_start + record.op_count {
-            let op = Op::parse(&self.model.file.ops[index as usize])?;
-            observer(index, Some(&op));
-            let mut cx = ops::Context {
-                file: self.model.file,
-                arena: &mut self.arena,
-                kernels: self.kernels,
-                workers: self.workers,
-                step,
-                config: &self.config,
-                source_len: self.source_len[0],
-            };
-            ops::run(&op, &mut cx);
-        }
-        observer(NONE, None);
-        Ok(())
+        Ok(Pass { ops: record.op_start..record.op_start + record.op_count, session: self, step })
     }
 
     /// A named output of the entry that ran last: token rows, or one row per requested output.

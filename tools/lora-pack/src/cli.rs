@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use lora_runtime::format::Task;
+use lora_runtime::kernels::KvType;
 use lora_runtime::weights::WeightFormat;
 
+use crate::calibrate::Effort;
 use crate::verb;
 
 /// Merge PEFT LoRA adapters into a base model, quantize, and write one .lpk file that lora-run runs in place.
@@ -55,6 +57,7 @@ pub enum Verb {
 #[command(after_help = "\
 Examples:
   lora-pack merge --base SmolLM2-135M-Instruct --adapter home-control --quant q4 -o home.lpk
+  lora-pack merge --base SmolLM2-135M-Instruct --adapter home-control --quant q4 --calib prompts.txt -o home.lpk
   lora-pack merge --base base --adapter style=0.7 --adapter facts=1.2 --quant q8 -o both.lpk
   lora-pack merge --base bert-base --adapter intents --labels on,off,dim --quant q8 -o intents.lpk
   lora-pack merge --base base --quant f32 -o base.lpk          (no adapter: just pack)")]
@@ -69,9 +72,23 @@ pub struct MergeArgs {
     /// Combination.
     #[command(flatten)]
     pub combine: CombineArgs,
-    /// Weight format: f32 f16 q8 q8r q6 q5 q4 q4l
-    #[arg(long, value_name = "FORMAT", default_value = "q8", value_parser = parse_format)]
-    pub quant: WeightFormat,
+    /// Weight format: f32 f16 q8 q8r q6 q5 q4 q4l; auto chooses one for each matrix, by measured loss per byte
+    #[arg(long, value_name = "FORMAT", default_value = "q8", value_parser = parse_quant)]
+    pub quant: Quant,
+    /// Size of the file that auto keeps, in bytes or as 80M, 1.5G (powers of 1000)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub target_size: Option<u64>,
+    /// Bits per weight that auto keeps, over all matrices with their scales (default: 5)
+    #[arg(long, value_name = "BITS", conflicts_with = "target_size")]
+    pub target_bpw: Option<f64>,
+    /// Text to calibrate with, above all the task's own: lines of text, or of JSON with the fields of a test set
+    /// (repeatable). Language models get as much general text beside it
+    #[arg(long, value_name = "FILE")]
+    pub calib: Vec<PathBuf>,
+    /// Work that goes into quantization: fast (scales alone), normal (error feedback on 8 k tokens of text; the default
+    /// with --calib), best (fitted to the float model's outputs, on 16 k tokens)
+    #[arg(long, value_name = "fast|normal|best", value_parser = parse_effort)]
+    pub effort: Option<Effort>,
     /// Label names by index: a,b,c or a .json file (list, or id2label map)
     #[arg(long, value_name = "a,b,c|FILE.json")]
     pub labels: Option<String>,
@@ -90,6 +107,35 @@ pub struct MergeArgs {
     /// File to write
     #[arg(short = 'o', long = "out", value_name = "OUT.lpk")]
     pub out: PathBuf,
+}
+
+/// What `--quant` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quant {
+    /// The preset of a main format.
+    Format(WeightFormat),
+    /// Formats chosen by measurement.
+    Auto,
+}
+
+impl Quant {
+    /// As the user wrote it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Format(format) => format.name(),
+            Self::Auto => "auto",
+        }
+    }
+
+    /// The main format.
+    #[must_use]
+    pub const fn format(self) -> WeightFormat {
+        match self {
+            Self::Format(format) => format,
+            Self::Auto => WeightFormat::Q4,
+        }
+    }
 }
 
 /// How several adapters are combined.
@@ -201,10 +247,44 @@ pub struct InspectArgs {
 
 /// Arguments of `verify`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lora-pack verify model.lpk\n  lora-pack verify model.lpk --json")]
+#[command(after_help = "\
+Examples:
+  lora-pack verify model.lpk
+  lora-pack verify model.lpk --base SmolLM2-135M-Instruct --adapter home-control --text prompts.txt
+  lora-pack verify model.lpk --base base --adapter lora --text t.txt --max-kl 0.01 --min-retention 0.98 --json")]
 pub struct VerifyArgs {
     /// The file
     pub file: PathBuf,
+    /// The base it was packed from: compare the numbers too
+    #[arg(long, value_name = "DIR|FILE")]
+    pub base: Option<PathBuf>,
+    /// The adapters that were merged, as for merge
+    #[arg(long = "adapter", value_name = "DIR[=WEIGHT]", requires = "base")]
+    pub adapters: Vec<String>,
+    /// Combination, as for merge.
+    #[command(flatten)]
+    pub combine: CombineArgs,
+    /// Text to compare on: lines, or JSON with the fields of a test set (default: a short general text)
+    #[arg(long, value_name = "FILE", requires = "base")]
+    pub text: Option<PathBuf>,
+    /// Most tokens of the text
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub tokens: usize,
+    /// Element type of the KV cache: f32, f16, i8 (default: the file's)
+    #[arg(long, value_name = "TYPE", value_parser = parse_kv)]
+    pub kv: Option<KvType>,
+    /// Fail when the mean KL divergence is above
+    #[arg(long, value_name = "NATS", requires = "base")]
+    pub max_kl: Option<f64>,
+    /// Fail when the share of equal first choices is below (0…1)
+    #[arg(long, value_name = "SHARE", requires = "base")]
+    pub min_top1: Option<f64>,
+    /// Fail when the functional retention of the adapter is below (0…1)
+    #[arg(long, value_name = "SHARE", requires = "adapters")]
+    pub min_retention: Option<f64>,
+    /// Fail when the projection of the change onto the adapter's is below (0…1)
+    #[arg(long, value_name = "SHARE", requires = "adapters")]
+    pub min_projection: Option<f64>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -276,6 +356,39 @@ pub struct DemoArgs {
 fn parse_format(s: &str) -> Result<WeightFormat, String> {
     let format = WeightFormat::from_name(s).filter(|format| !format.is_import());
     format.ok_or_else(|| "expected one of f32, f16, q8, q8r, q6, q5, q4, q4l".into())
+}
+
+fn parse_kv(s: &str) -> Result<KvType, String> {
+    match s {
+        "f32" => Ok(KvType::F32),
+        "f16" => Ok(KvType::F16),
+        "i8" => Ok(KvType::I8),
+        _ => Err("expected f32, f16 or i8".into()),
+    }
+}
+
+fn parse_quant(s: &str) -> Result<Quant, String> {
+    match s {
+        "auto" => Ok(Quant::Auto),
+        _ => parse_format(s).map(Quant::Format).map_err(|e| e + ", auto"),
+    }
+}
+
+fn parse_size(s: &str) -> Result<u64, String> {
+    let (digits, factor) = match s.char_indices().last() {
+        Some((i, 'k' | 'K')) => (&s[..i], 1e3),
+        Some((i, 'm' | 'M')) => (&s[..i], 1e6),
+        Some((i, 'g' | 'G')) => (&s[..i], 1e9),
+        _ => (s, 1.0),
+    };
+    match digits.parse::<f64>() {
+        Ok(n) if n.is_finite() && n > 0.0 => Ok((n * factor) as u64),
+        _ => Err("expected a number of bytes, or one with k, M or G".into()),
+    }
+}
+
+fn parse_effort(s: &str) -> Result<Effort, String> {
+    Effort::ALL.into_iter().find(|e| e.name() == s).ok_or_else(|| "expected fast, normal or best".into())
 }
 
 fn parse_task(s: &str) -> Result<Task, String> {

@@ -1,5 +1,6 @@
 //! lora-pack as a library: what the command line does, callable from tests.
 
+pub mod calibrate;
 pub mod cli;
 pub mod compile;
 pub mod merge;
@@ -7,4 +8,5 @@ pub mod pack;
 pub mod quantize;
 pub mod source;
 pub mod verb;
+pub mod verify;
 pub mod write;

@@ -1,7 +1,8 @@
 //! From a merged checkpoint to a file: lower, fill and quantize tensor by tensor, write.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -9,6 +10,7 @@ use bytemuck::Zeroable;
 use half::f16;
 use lora_models::spec::{Lowered, Part, RowMap, Source, Storage, TensorSpec};
 use lora_models::{Checkpoint, Policy};
+use lora_runtime::Model;
 use lora_runtime::format::{
     EntryRecord, FileKind, Info, NONE, OutputRecord, SlotRecord, StrRef, Task, TensorKind, TensorRecord,
 };
@@ -17,6 +19,9 @@ use lora_runtime::weights::{PANEL_ROWS, WeightFormat};
 use rayon::prelude::*;
 use serde_json::Value;
 
+use crate::calibrate::auto::{self, Budget};
+use crate::calibrate::compare::{Distance, Side, compare};
+use crate::calibrate::{self, Calibrated, Effort, Job, Ready, Summary, Twin};
 use crate::compile::tokenizer::compile_tokenizer;
 use crate::merge::{Merged, TaskType};
 use crate::quantize::{Q4_TABLE, Unrepresentable, quantize_rows};
@@ -34,6 +39,28 @@ pub struct PackOptions {
     pub task: Option<Task>,
     /// Pack without a tokenizer where the base has none.
     pub no_tokenizer: bool,
+    /// Work that goes into quantization.
+    pub effort: Effort,
+    /// Calibration texts.
+    pub calib: Vec<PathBuf>,
+    /// Choose formats by measurement to keep this size, instead of by the preset of `format`.
+    pub budget: Option<Budget>,
+}
+
+impl PackOptions {
+    /// Packs to `format`, everything else as it comes.
+    #[must_use]
+    pub const fn new(format: WeightFormat) -> Self {
+        Self {
+            format,
+            labels: None,
+            task: None,
+            no_tokenizer: false,
+            effort: Effort::Fast,
+            calib: Vec::new(),
+            budget: None,
+        }
+    }
 }
 
 /// What was packed.
@@ -55,12 +82,16 @@ pub struct PackReport {
     pub task: Task,
     /// Per format: matrices, weights, bytes.
     pub formats: BTreeMap<&'static str, (usize, u64, u64)>,
+    /// What was calibrated with.
+    pub calibration: Option<Summary>,
+    /// How far the packed model is from the float one, on text that was kept apart.
+    pub distance: Option<Distance>,
     /// Seconds of the whole pack.
     pub seconds: f64,
 }
 
-/// Progress of a pack: bytes of float weights done and in all.
-pub type Progress<'p> = &'p mut dyn FnMut(u64, u64);
+/// Progress of a pack: what is going on, how much of it is done and how much there is.
+pub type Progress<'p> = &'p mut dyn FnMut(&'static str, u64, u64);
 
 /// The merged checkpoint as the lowering sees it.
 struct View<'a, 'b>(&'a Merged<'b>);
@@ -108,98 +139,251 @@ pub fn pack(
     progress: Progress<'_>,
 ) -> Result<PackReport> {
     let start = Instant::now();
-    let config = merged.config();
-    let task = task_of(merged, options)?;
-    let lowered = lora_models::lower(config, &View(merged), task, Policy::new(options.format))?;
-    check_size(&lowered)?;
-    let tokenizer = match &merged.tokenizer().tokenizer_json {
-        Some(json) => Some(compile_tokenizer(json, lowered.vocab).context("tokenizer.json")?),
-        None if options.no_tokenizer => None,
-        None if let Some(problem) = &merged.tokenizer().problem => {
-            bail!("{}: {problem}; --no-tokenizer packs a model of token ids", base.dir.display())
-        }
-        None => bail!(
-            "tokenizer.json is missing from {}: without it, --no-tokenizer packs a model of token ids",
-            base.dir.display()
-        ),
+    let mut meta = extra_meta;
+    meta.insert("quant.effort".into(), options.effort.name().into());
+    if options.effort == Effort::Fast || options.format.is_float() {
+        let lowered = lower(merged, options, Policy::new(options.format))?;
+        let file = Writing { base, merged, options, lowered: &lowered, ready: &Ready::new() };
+        let report = file.write(LpkWriter::create(out)?, meta, progress)?;
+        return Ok(PackReport { seconds: start.elapsed().as_secs_f64(), ..report });
+    }
+    let report = calibrated(base, merged, options, meta, out, progress)?;
+    Ok(PackReport { seconds: start.elapsed().as_secs_f64(), ..report })
+}
+
+/// Packs with the model run over text, and the proof of it in the file.
+fn calibrated(
+    base: &BaseModel,
+    merged: &Merged<'_>,
+    options: &PackOptions,
+    mut meta: BTreeMap<String, String>,
+    out: &Path,
+    progress: Progress<'_>,
+) -> Result<PackReport> {
+    let mut policy = Policy::new(options.format);
+    if options.budget.is_some() {
+        policy.chosen = auto::separate(&lower(merged, options, policy.clone())?);
+    }
+    let mut lowered = lower(merged, options, policy.clone())?;
+    let mut twin = float_twin(base, merged, options, &policy, out, progress)?;
+    let (documents, proof, summary) = calibrate::documents(&twin.model()?, &options.calib, options.effort)?;
+    if let Some(budget) = options.budget {
+        let overhead = twin.model()?.file.header.file_len - panel_bytes(&twin.model()?) + AUTO_MARGIN;
+        let values = |tensor: usize| fill(&lowered.tensors[tensor], merged);
+        let job =
+            Job { twin: twin.model()?, target: &lowered, codebook: &Q4_TABLE, two_streams: false, values: &values };
+        policy.chosen = auto::choose(&job, &documents, budget, overhead, &mut |done, total| {
+            progress("measuring", done as u64, total as u64);
+        })?;
+        lowered = lower(merged, options, policy.clone())?;
+        twin = float_twin(base, merged, options, &policy, out, progress)?;
+    }
+    let values = |tensor: usize| fill(&lowered.tensors[tensor], merged);
+    let job = Job {
+        twin: twin.model()?,
+        target: &lowered,
+        codebook: &Q4_TABLE,
+        two_streams: options.effort == Effort::Best,
+        values: &values,
     };
-    let codebook = Q4_TABLE;
-    let mut strings = Strings::default();
-    let mut writer = LpkWriter::create(out)?;
-    let total: u64 = lowered.tensors.iter().map(|t| (t.rows * t.cols * 4) as u64).sum();
-    let mut done = 0;
-    let mut records = Vec::with_capacity(lowered.tensors.len());
-    let mut formats: BTreeMap<&'static str, (usize, u64, u64)> = BTreeMap::new();
-    for spec in &lowered.tensors {
-        let values = fill(spec, merged).with_context(|| format!("tensor {}", spec.name))?;
-        let (kind, format, bytes) = match spec.storage {
-            Storage::Vector => (TensorKind::Vector, WeightFormat::F32, bytemuck::cast_slice(&values).to_vec()),
-            Storage::Panels(format) => {
-                let bytes = pack_matrix(format, &values, spec.rows, spec.cols, &codebook)
-                    .with_context(|| format!("tensor {}", spec.name))?;
+    let mut ready = calibrate::calibrate(&job, &documents, &mut |done, total| {
+        progress("calibrating", done as u64, total as u64);
+    })?;
+    // The file is written twice, so what no text reached is quantized here.
+    for (index, spec) in lowered.tensors.iter().enumerate() {
+        if let Storage::Panels(format) = spec.storage
+            && !ready.contains_key(&index)
+        {
+            let bytes = pack_matrix(format, &values(index)?, spec.rows, spec.cols, &Q4_TABLE)
+                .with_context(|| format!("tensor {}", spec.name))?;
+            ready.insert(index, Calibrated { bytes, error: 0.0 });
+        }
+    }
+    let errors: BTreeMap<&str, f64> = ready
+        .iter()
+        .filter(|(_, c)| c.error > 0.0)
+        .map(|(i, c)| (lowered.tensors[*i].name.as_str(), (c.error * 1e5).round() / 1e5))
+        .collect();
+    meta.insert("quant.output_errors".into(), serde_json::to_string(&errors)?);
+    let about = format!("{} tokens in {} texts: {}", summary.tokens, summary.documents, summary.source);
+    meta.insert("quant.calibration".into(), about);
+    let file = Writing { base, merged, options, lowered: &lowered, ready: &ready };
+    let mut distance = None;
+    if !proof.is_empty() {
+        let scratch = scratch_file(out)?;
+        file.write(LpkWriter::scratch(scratch.path())?, BTreeMap::new(), &mut |_, _, _| {})?;
+        let packed = Twin::open(scratch.into_temp_path())?;
+        let (float, packed) = (Side::new(twin.model()?, KvType::F32), packed.model()?);
+        let d = compare(float, Side::new(packed, packed.kv_type()), &proof)?;
+        meta.insert("quant.proof".into(), d.json().to_string());
+        distance = Some(d);
+    }
+    let report = file.write(LpkWriter::create(out)?, meta, progress)?;
+    Ok(PackReport { calibration: Some(summary), distance, ..report })
+}
+
+/// What a file of chosen formats may hold beyond the tables of its float twin.
+const AUTO_MARGIN: u64 = 16 << 10;
+
+/// Bytes of a model's matrices.
+fn panel_bytes(model: &Model<'_>) -> u64 {
+    model.file.tensors.iter().filter(|t| t.kind == TensorKind::Panels as u16).map(|t| t.len).sum()
+}
+
+/// A temporary file beside `out`.
+fn scratch_file(out: &Path) -> Result<tempfile::NamedTempFile> {
+    let dir = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = tempfile::Builder::new().prefix(".lora-pack-").suffix(".tmp").tempfile_in(dir);
+    file.with_context(|| format!("cannot write to the folder {}", dir.display()))
+}
+
+/// Lowers the merged model.
+fn lower(merged: &Merged<'_>, options: &PackOptions, policy: Policy) -> Result<Lowered> {
+    let lowered = lora_models::lower(merged.config(), &View(merged), task_of(merged, options)?, policy)?;
+    check_size(&lowered)?;
+    Ok(lowered)
+}
+
+/// The float model with the tensors of `policy`'s, in a temporary file beside `out`.
+///
+/// # Errors
+/// As [`pack`].
+pub fn float_twin(
+    base: &BaseModel,
+    merged: &Merged<'_>,
+    options: &PackOptions,
+    policy: &Policy,
+    out: &Path,
+    progress: Progress<'_>,
+) -> Result<Twin> {
+    let lowered = lower(merged, options, policy.twin())?;
+    calibrate::check_twin(&lowered, &lower(merged, options, policy.clone())?)?;
+    let temporary = scratch_file(out)?;
+    let file = Writing { base, merged, options, lowered: &lowered, ready: &Ready::new() };
+    file.write(LpkWriter::scratch(temporary.path())?, BTreeMap::new(), &mut |_, done, total| {
+        progress("preparing", done, total);
+    })?;
+    Twin::open(temporary.into_temp_path())
+}
+
+/// A lowered model on its way into a file.
+struct Writing<'w, 'b> {
+    base: &'w BaseModel,
+    merged: &'w Merged<'b>,
+    options: &'w PackOptions,
+    lowered: &'w Lowered,
+    /// Matrices that are quantized already.
+    ready: &'w Ready,
+}
+
+impl Writing<'_, '_> {
+    fn write(
+        &self,
+        mut writer: LpkWriter,
+        mut meta: BTreeMap<String, String>,
+        progress: Progress<'_>,
+    ) -> Result<PackReport> {
+        let Self { base, merged, options, lowered, ready } = *self;
+        let config = merged.config();
+        let tokenizer = match &merged.tokenizer().tokenizer_json {
+            Some(json) => Some(compile_tokenizer(json, lowered.vocab).context("tokenizer.json")?),
+            None if options.no_tokenizer => None,
+            None if let Some(problem) = &merged.tokenizer().problem => {
+                bail!("{}: {problem}; --no-tokenizer packs a model of token ids", base.dir.display())
+            }
+            None => bail!(
+                "tokenizer.json is missing from {}: without it, --no-tokenizer packs a model of token ids",
+                base.dir.display()
+            ),
+        };
+        let codebook = Q4_TABLE;
+        let mut strings = Strings::default();
+        let total: u64 = lowered.tensors.iter().map(|t| (t.rows * t.cols * 4) as u64).sum();
+        let mut done = 0;
+        let mut records = Vec::with_capacity(lowered.tensors.len());
+        let mut formats: BTreeMap<&'static str, (usize, u64, u64)> = BTreeMap::new();
+        for (index, spec) in lowered.tensors.iter().enumerate() {
+            let (kind, format, bytes) = match (spec.storage, ready.get(&index)) {
+                (Storage::Panels(format), Some(c)) => (TensorKind::Panels, format, Cow::from(&c.bytes)),
+                (storage, _) => {
+                    let values = fill(spec, merged).with_context(|| format!("tensor {}", spec.name))?;
+                    match storage {
+                        Storage::Vector => {
+                            let bytes = bytemuck::cast_slice(&values).to_vec();
+                            (TensorKind::Vector, WeightFormat::F32, bytes.into())
+                        }
+                        Storage::Panels(format) => {
+                            let bytes = pack_matrix(format, &values, spec.rows, spec.cols, &codebook)
+                                .with_context(|| format!("tensor {}", spec.name))?;
+                            (TensorKind::Panels, format, bytes.into())
+                        }
+                    }
+                }
+            };
+            if kind == TensorKind::Panels {
                 let entry = formats.entry(format.name()).or_default();
                 entry.0 += 1;
                 entry.1 += (spec.rows * spec.cols) as u64;
                 entry.2 += bytes.len() as u64;
-                (TensorKind::Panels, format, bytes)
             }
+            let offset = writer.tensor(&bytes)?;
+            records.push(TensorRecord {
+                name: strings.add(&spec.name),
+                kind: kind as u16,
+                format: format as u16,
+                rows: spec.rows as u32,
+                cols: spec.cols as u32,
+                reserved: 0,
+                offset,
+                len: bytes.len() as u64,
+            });
+            done += (spec.rows * spec.cols * 4) as u64;
+            progress("packing", done, total);
+            base.tensors().release();
+        }
+        let labels = label_names(config, options, lowered.labels as usize)?;
+        let labels: Vec<StrRef> = labels.iter().map(|l| strings.add(l)).collect();
+        let info = info(base, merged, lowered, &mut strings);
+        meta.insert("format.blocks".into(), options.format.name().into());
+        let special = merged.tokenizer().special_tokens();
+        if !special.is_empty() {
+            meta.insert("tokenizer.special_tokens".into(), serde_json::to_string(&special)?);
+        }
+        let (entries, ops, outputs) = program(lowered, &mut strings);
+        let slots = slots(lowered, &mut strings);
+        let tables = Tables {
+            kind: FileKind::Model,
+            fingerprint: base.fingerprint(),
+            codebook,
+            info,
+            meta,
+            strings,
+            entries,
+            ops,
+            buffers: lowered.buffers.clone(),
+            caches: lowered.caches.clone(),
+            outputs,
+            tensors: records,
+            slots,
+            labels,
+            tokenizer: tokenizer.map(|t| t.bytes).unwrap_or_default(),
         };
-        let offset = writer.tensor(&bytes)?;
-        records.push(TensorRecord {
-            name: strings.add(&spec.name),
-            kind: kind as u16,
-            format: format as u16,
-            rows: spec.rows as u32,
-            cols: spec.cols as u32,
-            reserved: 0,
-            offset,
-            len: bytes.len() as u64,
-        });
-        done += (spec.rows * spec.cols * 4) as u64;
-        progress(done, total);
-        base.tensors().release();
+        let (file_bytes, hash) = writer.finish(tables)?;
+        let (weights, packed) = formats.values().fold((0, 0), |(w, b), f| (w + f.1, b + f.2));
+        Ok(PackReport {
+            file_bytes,
+            float_bytes: total,
+            tensors: lowered.tensors.len(),
+            bits_per_weight: packed as f64 * 8.0 / (weights as f64).max(1.0),
+            hash,
+            architecture: lowered.architecture,
+            task: lowered.task,
+            formats,
+            calibration: None,
+            distance: None,
+            seconds: 0.0,
+        })
     }
-    let labels = label_names(config, options, lowered.labels as usize)?;
-    let labels: Vec<StrRef> = labels.iter().map(|l| strings.add(l)).collect();
-    let info = info(base, merged, &lowered, &mut strings);
-    let mut meta = extra_meta;
-    meta.insert("format.blocks".into(), options.format.name().into());
-    let special = merged.tokenizer().special_tokens();
-    if !special.is_empty() {
-        meta.insert("tokenizer.special_tokens".into(), serde_json::to_string(&special)?);
-    }
-    let (entries, ops, outputs) = program(&lowered, &mut strings);
-    let slots = slots(&lowered, &mut strings);
-    let tables = Tables {
-        kind: FileKind::Model,
-        fingerprint: base.fingerprint(),
-        codebook,
-        info,
-        meta,
-        strings,
-        entries,
-        ops,
-        buffers: lowered.buffers.clone(),
-        caches: lowered.caches.clone(),
-        outputs,
-        tensors: records,
-        slots,
-        labels,
-        tokenizer: tokenizer.map(|t| t.bytes).unwrap_or_default(),
-    };
-    let (file_bytes, hash) = writer.finish(tables)?;
-    let (weights, packed) = formats.values().fold((0, 0), |(w, b), f| (w + f.1, b + f.2));
-    Ok(PackReport {
-        file_bytes,
-        float_bytes: total,
-        tensors: lowered.tensors.len(),
-        bits_per_weight: packed as f64 * 8.0 / (weights as f64).max(1.0),
-        hash,
-        architecture: lowered.architecture,
-        task,
-        formats,
-        seconds: start.elapsed().as_secs_f64(),
-    })
 }
 
 fn check_size(lowered: &Lowered) -> Result<()> {

@@ -76,6 +76,7 @@ pub struct LpkWriter {
     out: BufWriter<tempfile::NamedTempFile>,
     target: PathBuf,
     weights_len: u64,
+    scratch: bool,
 }
 
 /// Sections beside the weights, an upper bound used to place the weights.
@@ -99,7 +100,15 @@ impl LpkWriter {
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.seek(SeekFrom::Start(WEIGHTS_ALIGN))?;
         const { assert!(TABLE_BYTES <= WEIGHTS_ALIGN) };
-        Ok(Self { out, target: target.into(), weights_len: 0 })
+        Ok(Self { out, target: target.into(), weights_len: 0, scratch: false })
+    }
+
+    /// Starts a file that only this process will read: it gets no content hash and is not synced to disk.
+    ///
+    /// # Errors
+    /// As [`LpkWriter::create`].
+    pub fn scratch(target: &Path) -> Result<Self> {
+        Ok(Self { scratch: true, ..Self::create(target)? })
     }
 
     /// Appends a tensor's bytes; gives its offset in the weights section.
@@ -184,11 +193,13 @@ impl LpkWriter {
         let gap = WEIGHTS_ALIGN as usize - size_of::<Header>() - size_of_val(sections.as_slice());
         self.out.write_all(&vec![0; gap])?;
         let mut file = self.out.into_inner().context("cannot write the file")?;
-        header.hash = hash_of(file.as_file_mut())?;
-        file.seek(SeekFrom::Start(0))?;
-        file.write_all(bytemuck::bytes_of(&header))?;
-        set_readable(file.as_file())?;
-        file.as_file().sync_all().context("cannot sync the file to disk")?;
+        if !self.scratch {
+            header.hash = hash_of(file.as_file_mut())?;
+            file.seek(SeekFrom::Start(0))?;
+            file.write_all(bytemuck::bytes_of(&header))?;
+            set_readable(file.as_file())?;
+            file.as_file().sync_all().context("cannot sync the file to disk")?;
+        }
         file.persist(&self.target).with_context(|| format!("cannot write {}", self.target.display()))?;
         Ok((header.file_len, header.hash))
     }

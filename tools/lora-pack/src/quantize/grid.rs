@@ -18,9 +18,14 @@ pub struct Grid {
     /// For `q4`, the code nearest to the interval `i/2 − 64 .. (i+1)/2 − 64`; borders between codes are multiples
     /// of one half, so that no interval has two nearest codes.
     nearest: Option<Box<[u8; 256]>>,
+    /// What those codes stand for.
+    nearest_value: Option<Box<[f32; 256]>>,
     /// The code of `values[0]`.
     first: i8,
 }
+
+/// Added and taken off again, it rounds a number below 2²² to the nearest integer, ties to even, without a call.
+const ROUND: f32 = 12_582_912.0;
 
 impl Grid {
     /// The grid of `format`; `codebook` is the table of `q4`.
@@ -28,15 +33,21 @@ impl Grid {
     pub fn new(format: WeightFormat, codebook: &[u8; 16]) -> Self {
         let range = QuantizedRows::code_range(format);
         if format != WeightFormat::Q4 {
-            return Self { values: range.clone().map(f32::from).collect(), nearest: None, first: *range.start() };
+            return Self {
+                values: range.clone().map(f32::from).collect(),
+                nearest: None,
+                nearest_value: None,
+                first: *range.start(),
+            };
         }
         let values: Vec<f32> = codebook.iter().map(|v| f32::from(*v) - 64.0).collect();
-        let nearest = Box::new(core::array::from_fn(|i| {
+        let nearest: Box<[u8; 256]> = Box::new(core::array::from_fn(|i| {
             let middle = (i as f32 + 0.5) / 2.0 - 64.0;
             let distance = |code: &usize| (values[*code] - middle).abs();
             (0..16).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0) as u8
         }));
-        Self { values, nearest: Some(nearest), first: 0 }
+        let nearest_value = Box::new(core::array::from_fn(|i| values[usize::from(nearest[i])]));
+        Self { values, nearest: Some(nearest), nearest_value: Some(nearest_value), first: 0 }
     }
 
     /// Smallest and largest value.
@@ -54,7 +65,7 @@ impl Grid {
             Some(nearest) => nearest[usize::from((v * 2.0 + 128.0) as u8)] as i8,
             None => {
                 let [low, high] = self.ends();
-                v.round_ties_even().clamp(low, high) as i8
+                ((v.clamp(low, high) + ROUND) - ROUND) as i8
             }
         }
     }
@@ -70,11 +81,27 @@ impl Grid {
     #[inline]
     #[must_use]
     pub fn nearest(&self, v: f32) -> f32 {
-        match &self.nearest {
-            Some(nearest) => self.values[usize::from(nearest[usize::from((v * 2.0 + 128.0) as u8)])],
+        self.nearest_all(&[v])[0]
+    }
+
+    /// [`Grid::nearest`] of many, in a form that compilers turn into vector instructions.
+    #[inline]
+    #[must_use]
+    pub fn nearest_all<const N: usize>(&self, v: &[f32; N]) -> [f32; N] {
+        match &self.nearest_value {
+            Some(nearest) => v.map(|v| nearest[usize::from((v * 2.0 + 128.0) as u8)]),
             None => {
                 let [low, high] = self.ends();
-                v.round_ties_even().clamp(low, high)
+                v.map(|v| {
+                    (if v < low {
+                        low
+                    } else if v > high {
+                        high
+                    } else {
+                        v
+                    } + ROUND)
+                        - ROUND
+                })
             }
         }
     }

@@ -5,9 +5,12 @@
 //! one binary16 scale per 32 inputs exactly as they are. Everything is plain f32 arithmetic in a fixed order: the same
 //! weights give the same bytes on every machine and with any number of threads.
 
+mod feedback;
 mod grid;
+pub mod gridded;
 mod search;
 
+pub use feedback::quantize_with_feedback;
 pub use grid::{Grid, Q4_TABLE};
 pub use search::{Group, fit_group, fit_multiplier, row_scale};
 
@@ -54,10 +57,7 @@ pub fn quantize_rows(
     assert!(!format.is_float() && !format.is_import(), "{} is not a quantized format", format.name());
     assert_eq!(w.len(), n * k, "weight size");
     assert!(importance.is_none_or(|h| h.len() == k), "importance size");
-    let most = if format == WeightFormat::Q8 { Q8_MAX } else { f32::MAX };
-    if let Some(i) = w.par_iter().position_first(|v| v.is_nan() || v.abs() > most) {
-        return Err(Unrepresentable { format, row: i / k, column: i % k, value: w[i] });
-    }
+    check_range(format, w, k)?;
     let grid = Grid::new(format, codebook);
     let rows: Vec<Row> = w
         .par_chunks_exact(k.max(1))
@@ -67,10 +67,24 @@ pub fn quantize_rows(
             _ => row_searched(&grid, row, importance),
         })
         .collect();
+    Ok(gather(format, k, rows))
+}
+
+/// Refuses weights that `format` cannot hold.
+fn check_range(format: WeightFormat, w: &[f32], k: usize) -> Result<(), Unrepresentable> {
+    let most = if format == WeightFormat::Q8 { Q8_MAX } else { f32::MAX };
+    match w.par_iter().position_first(|v| v.is_nan() || v.abs() > most) {
+        Some(i) => Err(Unrepresentable { format, row: i / k, column: i % k, value: w[i] }),
+        None => Ok(()),
+    }
+}
+
+/// Rows side by side.
+fn gather(format: WeightFormat, k: usize, rows: Vec<Row>) -> QuantizedRows {
     let mut out = QuantizedRows {
         format,
         k,
-        codes: Vec::with_capacity(n * k),
+        codes: Vec::with_capacity(rows.len() * k),
         multipliers: match format {
             WeightFormat::Q8 => Multipliers::Half(Vec::new()),
             WeightFormat::Q8R => Multipliers::None,
@@ -88,7 +102,7 @@ pub fn quantize_rows(
         }
         out.row_scales.extend(row.scale);
     }
-    Ok(out)
+    out
 }
 
 /// One quantized row; the parts that its format does not have are empty.

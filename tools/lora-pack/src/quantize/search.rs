@@ -90,7 +90,7 @@ pub fn fit_group(grid: &Grid, group: &Group) -> f32 {
             let scale = group.largest / end * size;
             let Some(inverse) = inverse(scale) else { continue };
             // With the codes fixed, the best scale has a closed form.
-            let c = group.w.map(|w| grid.nearest(w * inverse));
+            let c = grid.nearest_all(&group.w.map(|w| w * inverse));
             let hc: [f32; GROUP] = core::array::from_fn(|i| group.h[i] * c[i]);
             let cc = sum(&core::array::from_fn(|i| hc[i] * c[i]));
             let refit = sum(&core::array::from_fn(|i| hc[i] * group.w[i])) / cc;
@@ -132,7 +132,7 @@ pub fn fit_multiplier(grid: &Grid, group: &Group, scale: f32, row_scale: f32) ->
         let multiplier = (ratio.round_ties_even() + step).clamp(-128.0, 127.0);
         let s = multiplier * unit;
         let inverse = inverse(s).unwrap_or(0.0);
-        let error = group.error(&group.w.map(|w| grid.nearest(w * inverse)), s);
+        let error = group.error(&grid.nearest_all(&group.w.map(|w| w * inverse)), s);
         if error < best.0 {
             best = (error, multiplier);
         }

@@ -39,11 +39,11 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let base = BaseModel::open(&dir.join("tiny-base"))?;
     let adapter = AdapterSpec { path: dir.join("tiny-home-control"), weight: 1.0 };
     let merged = Merged::new(&base, &[adapter], &MergeOptions::default())?;
-    let options = PackOptions { format: args.quant, labels: None, task: None, no_tokenizer: false };
+    let options = PackOptions::new(args.quant);
     let mut meta = BTreeMap::new();
     meta.insert("base.name".into(), "tiny-base".into());
     meta.insert("adapter.0".into(), "tiny-home-control".into());
-    let report = pack(&base, &merged, &options, meta, &file, &mut |_, _| {})?;
+    let report = pack(&base, &merged, &options, meta, &file, &mut |_, _, _| {})?;
     let (applied, total) = super::merge::applied(&merged);
     println!(
         "packed tiny-base + tiny-home-control as {}: {applied} of {total} adapter tensors merged, {} → {} in {:.1} s\n",

@@ -9,10 +9,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::{hex, human};
-use crate::cli::{CombineArgs, MergeArgs};
+use crate::calibrate::Effort;
+use crate::calibrate::auto::Budget;
+use crate::calibrate::compare::Distance;
+use crate::cli::{CombineArgs, MergeArgs, Quant};
 use crate::merge::{AdapterSpec, Level, MergeOptions, Merged, Note};
 use crate::pack::{PackOptions, PackReport, pack};
+use crate::quantize::gridded::{self, Gridded};
 use crate::source::{BaseModel, hub};
+use crate::verify::LEAST_PROJECTION;
 
 /// Runs the verb.
 ///
@@ -26,14 +31,23 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         eprintln!("{}", note_line(note));
     }
     let options = PackOptions {
-        format: args.quant,
+        format: args.quant.format(),
         labels: args.labels.as_deref().map(labels).transpose()?,
         task: args.task,
         no_tokenizer: args.no_tokenizer,
+        effort: effort(args)?,
+        calib: args.calib.clone(),
+        budget: budget(args)?,
     };
+    if !args.quant.format().is_float()
+        && let Some(grid) = gridded::look(&merged, args.quant.format())?
+    {
+        eprintln!("{}", grid_line(grid, args.quant.name()));
+    }
     let bar = progress_bar();
     let meta = provenance(&base, &merged, args);
-    let report = pack(&base, &merged, &options, meta, &args.out, &mut |done, total| {
+    let report = pack(&base, &merged, &options, meta, &args.out, &mut |stage, done, total| {
+        bar.set_message(stage);
         bar.set_length(total);
         bar.set_position(done);
     })?;
@@ -50,6 +64,47 @@ pub fn run(args: &MergeArgs) -> Result<()> {
 pub fn open_base(arg: &Path, combine: &CombineArgs) -> Result<BaseModel> {
     Ok(BaseModel::open(&hub::locate(arg, combine.base_revision.as_deref())?)?)
 }
+
+/// What packing onto a base that was quantized before means.
+fn grid_line(grid: Gridded, format: &str) -> String {
+    let percent = 100.0 * grid.projection;
+    if grid.projection < LEAST_PROJECTION {
+        format!(
+            "warning: base: its weights lie on a 4-bit grid, and the grid would swallow the delta: {percent:.1} % of the \
+             adapters' change is left in {format}; use a format with at least 2 bits more, or the unquantized base"
+        )
+    } else {
+        format!(
+            "note: base: its weights lie on a 4-bit grid; {percent:.1} % of the adapters' change is left in {format}"
+        )
+    }
+}
+
+/// The user's word; else text is there to be used, and choosing formats needs some.
+fn effort(args: &MergeArgs) -> Result<Effort> {
+    let auto = args.quant == Quant::Auto;
+    match args.effort {
+        Some(Effort::Fast) if auto => bail!("--quant auto measures on text: --effort normal or best"),
+        Some(Effort::Fast) if !args.calib.is_empty() => {
+            bail!("--effort fast does not run the model: leave out --calib")
+        }
+        None if auto || !args.calib.is_empty() => Ok(Effort::Normal),
+        effort => Ok(effort.unwrap_or_default()),
+    }
+}
+
+/// The size that `--quant auto` keeps.
+fn budget(args: &MergeArgs) -> Result<Option<Budget>> {
+    match (args.quant, args.target_size, args.target_bpw) {
+        (Quant::Format(_), None, None) => Ok(None),
+        (Quant::Format(_), ..) => bail!("--target-size and --target-bpw go with --quant auto"),
+        (Quant::Auto, Some(bytes), _) => Ok(Some(Budget::Bytes(bytes))),
+        (Quant::Auto, None, bits) => Ok(Some(Budget::Bits(bits.unwrap_or(DEFAULT_BITS)))),
+    }
+}
+
+/// Bits per weight of `--quant auto` where the user gives no target.
+const DEFAULT_BITS: f64 = 5.0;
 
 /// `DIR` or `DIR=WEIGHT`; a folder whose own name holds `=` is taken whole when it exists.
 pub fn adapter_spec(arg: &str) -> Result<AdapterSpec> {
@@ -118,7 +173,7 @@ fn progress_bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("packing {bar:30} {bytes} / {total_bytes} of float weights, {eta} left");
+    let style = ProgressStyle::with_template("{msg:11} {bar:30} {percent} %, {eta} left");
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
@@ -148,11 +203,25 @@ fn report_json(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs) -> Value {
     let (applied, total) = applied(merged);
     json!({
         "out": args.out, "file_bytes": r.file_bytes, "float_bytes": r.float_bytes, "hash": hex(&r.hash),
-        "architecture": r.architecture, "task": r.task.name(), "quant": args.quant.name(),
-        "bits_per_weight": r.bits_per_weight, "tensors": r.tensors, "seconds": r.seconds,
+        "architecture": r.architecture, "task": r.task.name(), "quant": args.quant.name(), "proof": r.distance.as_ref().map(Distance::json),
+        "effort": effort(args).unwrap_or_default().name(), "bits_per_weight": r.bits_per_weight, "tensors": r.tensors, "seconds": r.seconds,
         "adapter_tensors_applied": applied, "adapter_tensors": total, "changed": merged.changed().len(),
         "notes": merged.notes(),
     })
+}
+
+/// A distance in one line.
+pub fn distance_line(d: &Distance) -> String {
+    let mut out = match (d.mean_kl(), d.p99_kl(), d.cosine) {
+        (Some(mean), Some(p99), _) => format!("KL {mean:.5} (99 % below {p99:.4})"),
+        (.., Some(cosine)) => format!("cosine {cosine:.5}"),
+        _ => String::from("outputs compared"),
+    };
+    out += &format!(", same first choice {:.2} % of {} rows", 100.0 * d.top1(), d.rows);
+    if let Some((a, b)) = d.loss {
+        out += &format!(", perplexity {:.3} → {:.3}", a.exp(), b.exp());
+    }
+    out
 }
 
 fn print_report(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs) {
@@ -170,6 +239,18 @@ fn print_report(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs) {
             human(*bytes),
             *bytes as f64 * 8.0 / *weights as f64
         );
+    }
+    if let Some(c) = &r.calibration {
+        println!(
+            "  calibrated on {} tokens in {} texts ({}), effort {}",
+            c.tokens,
+            c.documents,
+            c.source,
+            c.effort.name()
+        );
+    }
+    if let Some(d) = &r.distance {
+        println!("  proof      {}, on text kept apart", distance_line(d));
     }
     println!(
         "  size       {} (float: {}), {:.3} bits per weight, in {:.1} s",

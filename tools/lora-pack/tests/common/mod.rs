@@ -105,7 +105,7 @@ pub fn tiny_llama(format: WeightFormat) -> Vec<u8> {
     let out = dir.path().join("tiny.lpk");
     let base = BaseModel::open(dir.path()).unwrap();
     let merged = Merged::new(&base, &[], &MergeOptions::default()).unwrap();
-    let options = PackOptions { format, labels: None, task: None, no_tokenizer: true };
-    pack(&base, &merged, &options, BTreeMap::new(), &out, &mut |_, _| {}).unwrap();
+    let options = PackOptions { no_tokenizer: true, ..PackOptions::new(format) };
+    pack(&base, &merged, &options, BTreeMap::new(), &out, &mut |_, _, _| {}).unwrap();
     std::fs::read(out).unwrap()
 }

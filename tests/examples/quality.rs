@@ -1,0 +1,252 @@
+//! What quantization costs, measured with the programs as a user has them: the tables of `docs/quantization.md`.
+//!
+//! ```text
+//! cargo build --release -p lora-pack -p lora-run
+//! cargo run --release -p conformance --example quality -- formats BASE [--dither] [--effort best] [q4 q5 q6 q8]
+//! cargo run --release -p conformance --example quality -- adapters [--effort best] [--limit N] [--quant q4] [ASSET…]
+//! cargo run --release -p conformance --example quality -- kv BASE [--dither] [--quant f32]
+//! ```
+//! `formats` packs a base without and with calibration (general text alone) and compares on `tests/data/quality/eval.txt`,
+//! which no calibration reads. `adapters` packs the trained adapters of `../shared/assets` with their calibration texts
+//! and asks the public test sets. `--dither` spreads every block weight by a seeded uniform ±½ step of its group of 32,
+//! the step taken as 1/15 of the group's range: for a base whose weights lie on a 4-bit grid, which would flatter
+//! 4-bit formats.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use conformance::data;
+use conformance::desk::{Checked, Desk, Miss};
+use conformance::real::{ASSETS, Asset, Verb, answers};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::Value;
+
+/// Seed of the dither.
+const SEED: u64 = 6;
+
+fn main() -> Result<()> {
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let mut flag = |name: &str| -> Option<String> {
+        let at = args.iter().position(|a| a == name)?;
+        args.remove(at);
+        (at < args.len()).then(|| args.remove(at))
+    };
+    let effort = flag("--effort").unwrap_or_else(|| "best".into());
+    let limit: usize = flag("--limit").map_or(Ok(usize::MAX), |l| l.parse())?;
+    let quant = flag("--quant");
+    let dither = args.iter().position(|a| a == "--dither").map(|at| args.remove(at)).is_some();
+    match args.first().map(String::as_str) {
+        Some(what @ ("formats" | "kv")) => {
+            let base = PathBuf::from(args.get(1).context("which base?")?);
+            let desk = Desk::new(&base)?;
+            let base = if dither { dithered(&base, &desk.path("dithered"))? } else { base };
+            match what {
+                "kv" => kv(&desk, &base, quant.as_deref().unwrap_or("f32")),
+                _ => formats(&desk, &base, &effort, &args[2..]),
+            }
+        }
+        Some("adapters") => adapters(&effort, quant.as_deref().unwrap_or("q4"), limit, &args[1..]),
+        _ => bail!("formats, adapters or kv?"),
+    }
+}
+
+fn plain<T>(checked: Checked<T>) -> Result<T> {
+    checked.map_err(|miss| match miss {
+        Miss::NotCovered(m) | Miss::Failed(m) => anyhow::anyhow!(m),
+    })
+}
+
+/// Packs, and gives the report with the CPU seconds in it.
+fn pack(desk: &Desk, base: &Path, args: &[String], out: &Path) -> Result<(Value, f64)> {
+    let call = desk.pack("merge").arg("--base").arg(base).args(args).arg("--json");
+    let done = plain(desk.produce(call.wall(std::time::Duration::from_secs(7200)), out))?;
+    Ok((serde_json::from_str(&done.stdout)?, done.cpu.as_secs_f64()))
+}
+
+fn verify(desk: &Desk, file: &Path, base: &Path, args: &[String]) -> Result<Value> {
+    let call = desk.pack("verify").arg(file).arg("--base").arg(base).args(args).arg("--json");
+    let done = plain(desk.succeed(&call.wall(std::time::Duration::from_secs(7200))))?;
+    Ok(serde_json::from_str::<Value>(&done.stdout)?["numbers"].clone())
+}
+
+fn strings(args: &[&str]) -> Vec<String> {
+    args.iter().map(|a| (*a).to_string()).collect()
+}
+
+fn number(v: &Value, digits: usize) -> String {
+    v.as_f64().map_or_else(|| "–".into(), |x| format!("{x:.digits$}"))
+}
+
+/// Bits per weight in the blocks: matrices that belong to a layer.
+fn block_bits(desk: &Desk, file: &Path) -> Result<f64> {
+    let done = plain(desk.succeed(&desk.pack("inspect").arg(file).arg("--json")))?;
+    let report: Value = serde_json::from_str(&done.stdout)?;
+    let (mut bytes, mut weights) = (0.0, 0.0);
+    for t in report["tensors"].as_array().context("inspect lists tensors")? {
+        let layer = t["name"].as_str().is_some_and(|n| n.contains("layer") || n.contains("block"));
+        if layer && t["format"] != "vector" {
+            bytes += t["bytes"].as_f64().unwrap_or(0.0);
+            weights += t["rows"].as_f64().unwrap_or(0.0) * t["cols"].as_f64().unwrap_or(0.0);
+        }
+    }
+    Ok(bytes * 8.0 / f64::max(weights, 1.0))
+}
+
+fn eval_text() -> String {
+    data::workspace().join("tests/data/quality/eval.txt").to_string_lossy().into_owned()
+}
+
+fn formats(desk: &Desk, base: &Path, effort: &str, formats: &[String]) -> Result<()> {
+    let all = strings(&["q4", "q4l", "q5", "q6", "q8"]);
+    let formats = if formats.is_empty() { &all } else { formats };
+    println!("| format | effort | bits in blocks | MB | KL | p99 KL | top-1 | perplexity (float) | CPU s |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for format in formats {
+        for effort in ["fast", effort] {
+            if effort != "fast" && format == "q8" {
+                continue; // rounded to nearest whatever the effort
+            }
+            let file = desk.path("formats.lpk");
+            let (report, cpu) = pack(desk, base, &strings(&["--quant", format, "--effort", effort]), &file)?;
+            let n = verify(desk, &file, base, &strings(&["--text", &eval_text()]))?;
+            println!(
+                "| {format} | {effort} | {:.2} | {:.1} | {} | {} | {} | {} ({}) | {cpu:.0} |",
+                block_bits(desk, &file)?,
+                report["file_bytes"].as_f64().unwrap_or(0.0) / 1e6,
+                number(&n["kl_mean"], 5),
+                number(&n["kl_p99"], 3),
+                number(&n["top1"], 4),
+                number(&n["perplexity"], 3),
+                number(&n["perplexity_float"], 3),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn kv(desk: &Desk, base: &Path, quant: &str) -> Result<()> {
+    let file = desk.path("kv.lpk");
+    pack(desk, base, &strings(&["--quant", quant]), &file)?;
+    println!("| KV cache | KL | p99 KL | top-1 |\n|---|---|---|---|");
+    for kv in ["f32", "f16", "i8"] {
+        let n = verify(desk, &file, base, &strings(&["--text", &eval_text(), "--kv", kv]))?;
+        println!("| {kv} | {} | {} | {} |", number(&n["kl_mean"], 6), number(&n["kl_p99"], 4), number(&n["top1"], 4));
+    }
+    Ok(())
+}
+
+fn adapters(effort: &str, quant: &str, limit: usize, names: &[String]) -> Result<()> {
+    println!(
+        "| adapter | format | bits in blocks | task KL | top-1 | retention | projection | right, float | right, packed | CPU s |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for asset in
+        ASSETS.iter().filter(|a| a.verb != Verb::Embed && (names.is_empty() || names.iter().any(|n| n == a.name)))
+    {
+        match row(asset, effort, quant, limit) {
+            Ok(line) => println!("{line}"),
+            Err(e) => println!("| {} | failed: {e:#} |", asset.name),
+        }
+    }
+    Ok(())
+}
+
+fn row(asset: &Asset, effort: &str, quant: &str, limit: usize) -> Result<String> {
+    let shared = data::shared().context("the assets are not here")?.join("assets");
+    let folder = shared.join(asset.name);
+    let base = match shared.join(asset.base).join("config.json").is_file() {
+        true => shared.join(asset.base),
+        false => data::bases().context("the bases are not built")?.join(asset.base),
+    };
+    let desk = Desk::new(&base)?;
+    let adapter =
+        if asset.adapter { vec!["--adapter".into(), folder.to_string_lossy().into_owned()] } else { Vec::new() };
+    let tests = folder.join("test.public.jsonl");
+    let (float, packed) = (desk.path("float.lpk"), desk.path("packed.lpk"));
+    pack(&desk, &base, &[adapter.clone(), strings(&["--quant", "f32"])].concat(), &float)?;
+    let calib = folder.join("calib.txt").to_string_lossy().into_owned();
+    let options = [adapter.clone(), strings(&["--quant", quant, "--effort", effort, "--calib", &calib])].concat();
+    let (_, cpu) = pack(&desk, &base, &options, &packed)?;
+    let text = tests.to_string_lossy().into_owned();
+    let n = verify(&desk, &packed, &base, &[adapter, strings(&["--text", &text])].concat())?;
+    let right = |file: &Path| -> Result<String> {
+        let a = plain(answers(&desk, file, asset.verb, &tests, limit))?;
+        Ok(format!("{}/{}", a.right, a.count))
+    };
+    Ok(format!(
+        "| {} | {quant} | {:.2} | {} | {} | {} | {} | {} | {} | {cpu:.0} |",
+        asset.name,
+        block_bits(&desk, &packed)?,
+        number(&n["kl_mean"], 5),
+        number(&n["top1"], 4),
+        number(&n["retention"], 4),
+        number(&n["projection"], 3),
+        right(&float)?,
+        right(&packed)?,
+    ))
+}
+
+/// A copy of a base with its block weights off any grid.
+fn dithered(base: &Path, out: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(out)?;
+    for entry in std::fs::read_dir(base)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "json" || e == "jinja" || e == "txt") && path.is_file() {
+            std::fs::copy(&path, out.join(path.file_name().context("a name")?))?;
+        }
+    }
+    let bytes = std::fs::read(base.join("model.safetensors")).context("only single-file bases can be dithered")?;
+    let tensors = SafeTensors::deserialize(&bytes)?;
+    let mut names: Vec<String> = tensors.names().iter().map(ToString::to_string).collect();
+    names.sort();
+    let mut state = SEED;
+    let mut made: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for name in names {
+        let view = tensors.tensor(&name)?;
+        let block = name.contains("layer") && view.shape().len() == 2;
+        let data = match (block, view.dtype()) {
+            (true, Dtype::BF16) => {
+                let bits = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+                let mut w: Vec<f32> = view.data().chunks_exact(2).map(bits).collect();
+                dither(&mut w, &mut state);
+                w.iter().flat_map(|v| to_bf16(*v).to_le_bytes()).collect()
+            }
+            (true, Dtype::F32) => {
+                let value = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                let mut w: Vec<f32> = view.data().chunks_exact(4).map(value).collect();
+                dither(&mut w, &mut state);
+                w.iter().flat_map(|v| v.to_le_bytes()).collect()
+            }
+            _ => view.data().to_vec(),
+        };
+        made.push((name, view.dtype(), view.shape().to_vec(), data));
+    }
+    let views = made
+        .iter()
+        .map(|(name, dtype, shape, data)| Ok((name.clone(), TensorView::new(*dtype, shape.clone(), data)?)))
+        .collect::<Result<Vec<_>>>()?;
+    safetensors::serialize_to_file(views, None, &out.join("model.safetensors"))?;
+    Ok(out.into())
+}
+
+fn dither(w: &mut [f32], state: &mut u64) {
+    for group in w.chunks_mut(32) {
+        let (low, high) = group.iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+        let step = (high - low) / 15.0;
+        for v in group {
+            // SplitMix64.
+            *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = *state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            let uniform = ((z ^ (z >> 31)) >> 40) as f32 / 16_777_216.0 - 0.5;
+            *v += step * uniform;
+        }
+    }
+}
+
+/// To nearest, ties to even.
+fn to_bf16(v: f32) -> u16 {
+    let bits = v.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
