@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::calibrate::auto::{self, Budget};
 use crate::calibrate::compare::{Distance, Side, compare};
-use crate::calibrate::{self, Calibrated, Effort, Job, Ready, Summary, Twin};
+use crate::calibrate::{self, Calibrated, Effort, Job, Ready, Summary, Twin, own};
 use crate::compile::tokenizer::compile_tokenizer;
 use crate::merge::{Merged, TaskType};
 use crate::quantize::{Q4_TABLE, Unrepresentable, quantize_rows};
@@ -166,7 +166,10 @@ fn calibrated(
     }
     let mut lowered = lower(merged, options, policy.clone())?;
     let mut twin = float_twin(base, merged, options, &policy, out, progress)?;
-    let (documents, proof, summary) = calibrate::documents(&twin.model()?, &options.calib, options.effort)?;
+    let (documents, proof, summary) =
+        calibrate::documents(&twin.model()?, &options.calib, options.effort, &|starts, tokens| {
+            own::write(&eight_bit(base, merged, options, out)?.model()?, starts, tokens)
+        })?;
     if let Some(budget) = options.budget {
         let overhead = twin.model()?.file.header.file_len - panel_bytes(&twin.model()?) + AUTO_MARGIN;
         let values = |tensor: usize| fill(&lowered.tensors[tensor], merged);
@@ -264,6 +267,15 @@ pub fn float_twin(
         progress("preparing", done, total);
     })?;
     Twin::open(temporary.into_temp_path())
+}
+
+/// The model in `q8`, in a temporary file: as good as float, quick to make and to run.
+fn eight_bit(base: &BaseModel, merged: &Merged<'_>, options: &PackOptions, out: &Path) -> Result<Twin> {
+    let lowered = lower(merged, options, Policy::new(WeightFormat::Q8))?;
+    let file = Writing { base, merged, options, lowered: &lowered, ready: &Ready::new() };
+    let scratch = scratch_file(out)?;
+    file.write(LpkWriter::scratch(scratch.path())?, BTreeMap::new(), &mut |_, _, _| {})?;
+    Twin::open(scratch.into_temp_path())
 }
 
 /// A lowered model on its way into a file.

@@ -9,6 +9,7 @@ pub mod auto;
 pub mod compare;
 pub mod factor;
 pub mod moments;
+pub mod own;
 pub mod run;
 pub mod targets;
 pub mod text;
@@ -105,6 +106,9 @@ const PROOF_TOKENS: usize = 1024;
 /// One document in so many is kept apart, until there are enough.
 const PROOF_SHARE: usize = 8;
 
+/// Text by the model itself: documents that begin as the given ones do, and about how many tokens of them.
+pub type OwnText<'o> = &'o dyn Fn(&[Document], usize) -> Result<Vec<Document>>;
+
 /// The documents of a calibration and those kept apart to judge it by: the user's text, for language models with as
 /// much general text; general text alone where the user gives none.
 ///
@@ -114,6 +118,7 @@ pub fn documents(
     model: &Model<'_>,
     files: &[PathBuf],
     effort: Effort,
+    own_text: OwnText<'_>,
 ) -> Result<(Vec<Document>, Vec<Document>, Summary)> {
     if model.tokenizer().is_err() {
         bail!("--effort {} needs text, and the base has no tokenizer: use --effort fast", effort.name());
@@ -128,7 +133,13 @@ pub fn documents(
     let mut proof = apart(if own.is_empty() { &mut general } else { &mut own });
     let mut documents = text::sample(own, if mixed { budget / 2 } else { budget });
     let room = budget - count(&documents).min(budget);
+    let starts = general.clone();
     documents.extend(text::sample(general, room));
+    let room = budget - count(&documents).min(budget);
+    let writes = model.task() == Task::CausalLm && room > budget / 8;
+    if writes {
+        documents.extend(own_text(&starts, room)?);
+    }
     if model.task() == Task::Seq2SeqLm {
         targets::fill(model, &mut documents)?;
         targets::fill(model, &mut proof)?;
@@ -137,6 +148,9 @@ pub fn documents(
     let mut sources: Vec<String> = files.iter().map(|f| name(f)).collect();
     if mixed {
         sources.push("general text".into());
+    }
+    if writes {
+        sources.push("the model's own text".into());
     }
     let summary = Summary { effort, documents: documents.len(), tokens: count(&documents), source: sources.join(", ") };
     Ok((documents, proof, summary))
