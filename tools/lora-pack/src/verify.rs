@@ -24,7 +24,7 @@ pub const LEAST_RETENTION: f64 = 0.98;
 #[derive(Clone, Copy, Debug)]
 pub struct Reference<'a> {
     /// Base model.
-    pub base: &'a Path,
+    pub base: &'a BaseModel,
     /// Adapters.
     pub adapters: &'a [AdapterSpec],
     /// How they were merged.
@@ -57,10 +57,10 @@ pub struct Numbers {
 /// # Errors
 /// The reference cannot be opened, merged or run, or has other outputs than the file.
 pub fn measure(packed: Model<'_>, reference: &Reference<'_>) -> Result<Numbers> {
-    let base = BaseModel::open(reference.base)?;
-    let merged = Merged::new(&base, reference.adapters, reference.merge)?;
+    let base = reference.base;
+    let merged = Merged::new(base, reference.adapters, reference.merge)?;
     let task = packed.task();
-    let float = twin(&base, &merged, task)?;
+    let float = twin(base, &merged, task)?;
     let model = float.model()?;
     let documents = match reference.text {
         Some(path) => text::read(path, &model)?,
@@ -75,8 +75,8 @@ pub fn measure(packed: Model<'_>, reference: &Reference<'_>) -> Result<Numbers> 
     let mut kl_to_base = None;
     // A task head has nothing to be compared with in the base.
     if !reference.adapters.is_empty() && matches!(task, Task::CausalLm | Task::Seq2SeqLm) {
-        let plain = Merged::new(&base, &[], &MergeOptions::default())?;
-        let plain = twin(&base, &plain, task)?;
+        let plain = Merged::new(base, &[], &MergeOptions::default())?;
+        let plain = twin(base, &plain, task)?;
         if plain.model()?.file.info.vocab == model.file.info.vocab {
             kl_to_base = compare(side, Side::new(plain.model()?, KvType::F32), &documents)?.mean_kl();
         }

@@ -7,7 +7,7 @@ use lora_runtime::Model;
 use lora_runtime::format::hash::verify_hash;
 use serde_json::{Value, json};
 
-use super::merge::{adapter_spec, distance_line, merge_options};
+use super::merge::{adapter_spec, distance_line, merge_options, open_base};
 use super::{hex, human, map};
 use crate::cli::VerifyArgs;
 use crate::verify::{Numbers, Reference, measure};
@@ -53,8 +53,9 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
 
 fn numbers(args: &VerifyArgs, base: &Path, packed: Model<'_>) -> Result<Numbers> {
     let adapters = args.adapters.iter().map(|a| adapter_spec(a)).collect::<Result<Vec<_>>>()?;
+    let base = open_base(base, &args.combine)?;
     let reference = Reference {
-        base,
+        base: &base,
         adapters: &adapters,
         merge: &merge_options(&args.combine, false)?,
         text: args.text.as_deref(),
