@@ -12,7 +12,7 @@ use anyhow::{Result, anyhow};
 use lora_runtime::Model;
 use lora_runtime::format::NONE;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Value, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use serde_json::Value as Json;
 
@@ -39,9 +39,14 @@ impl ChatTemplate {
         env.set_syntax(syntax.map_err(|e| anyhow!("chat template: {e}"))?);
         env.set_auto_escape_callback(|_| AutoEscape::None);
         env.set_fuel(Some(FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(|state, value, method, args| match (method, value.as_str()) {
+            ("rsplit", Some(text)) => rsplit(text, args),
+            _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
+        });
         env.set_formatter(|out, _, value| Ok(python::write_str(out, value)?));
         env.add_filter("tojson", tojson);
+        env.add_filter("escape", python::escape);
+        env.add_filter("e", python::escape);
         env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -119,6 +124,15 @@ fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, Error> {
     let mut out = String::new();
     python::write_json(&mut out, &value, &style, 0)?;
     Ok(Value::from_safe_string(out))
+}
+
+/// `str.rsplit(separator, maxsplit)`.
+fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
+    let (separator, most, kwargs): (Option<&str>, Option<i64>, Kwargs) = from_args(args)?;
+    let most = most.map_or_else(|| kwargs.get::<Option<i64>>("maxsplit"), |m| Ok(Some(m)))?;
+    kwargs.assert_all_used()?;
+    let most = most.and_then(|m| usize::try_from(m).ok()).unwrap_or(usize::MAX - 1);
+    Ok(Value::from(python::rsplit(text, separator, most)))
 }
 
 /// Turns `{% generation %}` … `{% endgeneration %}` into a condition that always holds; what trims blanks stays.

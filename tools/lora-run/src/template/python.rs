@@ -24,6 +24,47 @@ pub fn value(json: &Json) -> Value {
     }
 }
 
+/// A text with the characters that mean something in HTML replaced, as MarkupSafe does it; text marked as safe stays.
+pub fn escape(value: Value) -> Value {
+    if value.is_safe() {
+        return value;
+    }
+    let mut plain = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_str(&mut plain, &value);
+    let mut out = String::with_capacity(plain.len());
+    for c in plain.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&#34;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    Value::from_safe_string(out)
+}
+
+/// `str.rsplit`: at most so many splits, counted from the end; without a separator at runs of white space.
+pub fn rsplit(text: &str, separator: Option<&str>, most: usize) -> Vec<String> {
+    let mut parts: Vec<String> = match separator {
+        Some(separator) => text.rsplitn(most + 1, separator).map(str::to_owned).collect(),
+        None => {
+            let (mut rest, mut parts) = (text.trim_end(), Vec::new());
+            while let Some(at) = rest.rfind(char::is_whitespace).filter(|_| parts.len() < most) {
+                let after = at + rest[at..].chars().next().map_or(1, char::len_utf8);
+                parts.push(rest[after..].to_owned());
+                rest = rest[..at].trim_end();
+            }
+            parts.extend((!rest.is_empty()).then(|| rest.to_owned()));
+            parts
+        }
+    };
+    parts.reverse();
+    parts
+}
+
 /// `str(value)`; undefined is empty.
 pub fn write_str(out: &mut impl Write, value: &Value) -> fmt::Result {
     match value.as_str() {
