@@ -1,2 +1,82 @@
-//! lora-bench
-fn main() {}
+//! lora-bench: a model beside the same model in llama.cpp, and beside what this machine can do at most.
+//!
+//! ```text
+//! compare   tokens per second of both, interleaved; ratios with their spread
+//! memory    peak memory and loading time, each side in a process of its own
+//! roofline  read bandwidth and int8 peak of this machine, and the share of them that a step reaches
+//! ops       where the time of a step goes, op by op
+//! report    all of it for several pairs of models, as docs/performance.md
+//! quantize  an F16 GGUF file to Q4_0 or Q8_0, by llama.cpp's own quantizer
+//! ```
+
+mod clock;
+mod compare;
+#[cfg(feature = "llama-cpp")]
+mod llama;
+mod lora;
+mod memory;
+mod ops;
+mod peak;
+mod report;
+mod roofline;
+mod runner;
+mod stats;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Measure models beside llama.cpp and beside the machine's limits.
+#[derive(Debug, Parser)]
+#[command(name = "lora-bench", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Tokens per second beside llama.cpp, interleaved
+    Compare(compare::Args),
+    /// Peak memory and loading time
+    Memory(memory::Args),
+    /// What this machine can do, and the share of it that a step reaches
+    Roofline(roofline::Args),
+    /// Time of a step, op by op
+    Ops(ops::Args),
+    /// Everything for several pairs of models, as Markdown
+    Report(report::Args),
+    /// One side of `memory`, for which it starts processes
+    #[command(hide = true)]
+    Once(memory::OnceArgs),
+    /// Quantize an F16 GGUF file with llama.cpp's quantizer
+    #[cfg(feature = "llama-cpp")]
+    Quantize {
+        /// The F16 or F32 file
+        from: PathBuf,
+        /// The file to write
+        to: PathBuf,
+        /// Bits: 4 (Q4_0) or 8 (Q8_0), every matrix alike
+        #[arg(long, default_value_t = 4)]
+        bits: u8,
+    },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().verb {
+        Verb::Compare(args) => compare::run(&args),
+        Verb::Memory(args) => memory::run(&args),
+        Verb::Roofline(args) => roofline::run(&args),
+        Verb::Ops(args) => ops::run(&args),
+        Verb::Report(args) => report::run(&args),
+        Verb::Once(args) => memory::once(&args),
+        #[cfg(feature = "llama-cpp")]
+        Verb::Quantize { from, to, bits } => llama::quantize(&from, &to, bits),
+    }
+}
+
+/// The path's last part, for tables.
+fn file_name(path: &std::path::Path) -> String {
+    path.file_name().map_or_else(|| PathBuf::from(path).display().to_string(), |n| n.to_string_lossy().into_owned())
+}

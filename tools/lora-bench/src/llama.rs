@@ -1,0 +1,138 @@
+//! The side of llama.cpp, through the crates that vendor it.
+#![expect(unsafe_code, reason = "two functions of llama.cpp have no safe wrapper")]
+
+use std::ffi::{CStr, CString};
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+use llama_cpp_sys_2 as sys;
+
+use crate::runner::{Runner, Setup, token};
+
+/// What llama.cpp says about its build: the instruction sets in use, repacking of weights.
+pub fn system_info() -> String {
+    // SAFETY: no arguments; the string lives in a static buffer of llama.cpp and is copied at once.
+    unsafe { CStr::from_ptr(sys::llama_print_system_info()) }.to_string_lossy().trim().to_owned()
+}
+
+/// Starts llama.cpp, silently.
+///
+/// # Errors
+/// It is started already.
+pub fn backend() -> Result<LlamaBackend> {
+    let mut backend = LlamaBackend::init()?;
+    backend.void_logs();
+    Ok(backend)
+}
+
+/// Loads a GGUF file: mapped, matrices repacked for the CPU where llama.cpp does so by default.
+///
+/// # Errors
+/// llama.cpp's.
+pub fn load(backend: &LlamaBackend, path: &Path) -> Result<LlamaModel> {
+    LlamaModel::load_from_file(backend, path, &LlamaModelParams::default())
+        .with_context(|| format!("llama.cpp cannot load {}", path.display()))
+}
+
+/// A context with one sequence.
+pub struct Llama<'m> {
+    context: LlamaContext<'m>,
+    batch: LlamaBatch<'m>,
+    vocab: u32,
+    filled: u32,
+    size: u32,
+}
+
+impl<'m> Llama<'m> {
+    /// A context of the model; attention and KV cache as by default (flash attention where it decides so, f16).
+    ///
+    /// # Errors
+    /// llama.cpp's.
+    pub fn new(backend: &LlamaBackend, model: &'m LlamaModel, setup: Setup) -> Result<Self> {
+        let threads = i32::try_from(setup.threads)?;
+        let params = LlamaContextParams::default()
+            .with_n_ctx(NonZeroU32::new(setup.context))
+            .with_n_batch(setup.batch)
+            .with_n_ubatch(setup.batch)
+            .with_n_threads(threads)
+            .with_n_threads_batch(threads);
+        let context = model.new_context(backend, params)?;
+        let batch = LlamaBatch::new(setup.batch as usize, 1);
+        Ok(Self { context, batch, vocab: u32::try_from(model.n_vocab())?, filled: 0, size: setup.batch })
+    }
+
+    fn step(&mut self, past: u32, len: u32) -> Result<()> {
+        self.batch.clear();
+        for i in past..past + len {
+            let id = LlamaToken::new(token(i, self.vocab) as i32);
+            self.batch.add(id, i as i32, &[0], i + 1 == past + len)?;
+        }
+        self.context.decode(&mut self.batch)?;
+        self.filled = past + len;
+        Ok(())
+    }
+
+    fn forget(&mut self, from: u32) -> Result<()> {
+        if self.filled > from {
+            if !self.context.clear_kv_cache_seq(Some(0), Some(from), None)? {
+                bail!("llama.cpp cannot cut its cache at {from}");
+            }
+            self.filled = from;
+        }
+        Ok(())
+    }
+}
+
+impl Runner for Llama<'_> {
+    fn prefill(&mut self, n: u32) -> Result<()> {
+        self.forget(0)?;
+        for past in (0..n).step_by(self.size as usize) {
+            self.step(past, self.size.min(n - past))?;
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, depth: u32, n: u32) -> Result<()> {
+        self.forget(depth)?;
+        while self.filled < depth {
+            self.step(self.filled, self.size.min(depth - self.filled))?;
+        }
+        for i in 0..n {
+            self.step(depth + i, 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// Quantizes a float GGUF file, every matrix alike (`--pure` of llama.cpp's own program).
+///
+/// # Errors
+/// llama.cpp refuses; it has no words for it here.
+pub fn quantize(from: &Path, to: &Path, bits: u8) -> Result<()> {
+    let _backend = LlamaBackend::init()?;
+    let name = |path: &Path| CString::new(path.to_string_lossy().as_bytes());
+    let (from_name, to_name) = (name(from)?, name(to)?);
+    // SAFETY: a plain struct of defaults, then two strings that outlive the call.
+    let code = unsafe {
+        let mut params = sys::llama_model_quantize_default_params();
+        params.ftype = match bits {
+            4 => sys::LLAMA_FTYPE_MOSTLY_Q4_0,
+            8 => sys::LLAMA_FTYPE_MOSTLY_Q8_0,
+            _ => bail!("4 or 8 bits"),
+        };
+        params.pure_ = true;
+        sys::llama_model_quantize(from_name.as_ptr(), to_name.as_ptr(), &raw const params)
+    };
+    if code != 0 {
+        bail!("llama.cpp cannot quantize {}", from.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! Peak memory and loading time. Each side runs in a process of its own, started here.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value as Json, json};
+
+use crate::clock::Clock;
+use crate::lora::{self, Options};
+use crate::runner::{Runner, Setup};
+use crate::stats::Spread;
+
+/// Positions of the run whose memory is measured, all of them used.
+const CONTEXT: u32 = 256;
+const PROMPT: u32 = 128;
+
+/// Arguments of `memory`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Our model, or a GGUF file for llama.cpp
+    #[arg(required = true)]
+    pub models: Vec<PathBuf>,
+    #[command(flatten)]
+    pub options: Options,
+    /// Processes to start for each model; the first one, which may have to read the file from the disk, does not count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+}
+
+/// Arguments of `once`.
+#[derive(Debug, clap::Args)]
+pub struct OnceArgs {
+    model: PathBuf,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What a process reports.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Bytes of the model file.
+    pub file: u64,
+    /// Bytes of the KV cache.
+    pub kv: u64,
+    /// Peak resident memory.
+    pub peak: u64,
+    /// Milliseconds of CPU time from nothing to the first op.
+    pub load_ms: Spread,
+}
+
+impl Memory {
+    /// Peak ÷ (file + KV cache).
+    pub fn ratio(&self) -> f64 {
+        self.peak as f64 / (self.file + self.kv) as f64
+    }
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// A process fails.
+pub fn run(args: &Args) -> Result<()> {
+    let rows = args
+        .models
+        .iter()
+        .map(|model| Ok((crate::file_name(model), measure(model, &args.options, args.rounds)?)))
+        .collect::<Result<Vec<_>>>()?;
+    print!("{}", table(&rows));
+    Ok(())
+}
+
+/// The rows as a Markdown table.
+pub fn table(rows: &[(String, Memory)]) -> String {
+    let mut text = format!(
+        "| model | file, MB | KV of {CONTEXT} positions, MB | peak RSS, MB | peak ÷ (file + KV) | load to first op, CPU ms |\n\
+         |---|---|---|---|---|---|\n"
+    );
+    for (name, m) in rows {
+        let mb = |bytes: u64| bytes as f64 / 1e6;
+        text += &format!(
+            "| {name} | {:.1} | {:.1} | {:.1} | **{:.2}** | {:.2} ({:.2}…{:.2}) |\n",
+            mb(m.file),
+            mb(m.kv),
+            mb(m.peak),
+            m.ratio(),
+            m.load_ms.median,
+            m.load_ms.low,
+            m.load_ms.high
+        );
+    }
+    text
+}
+
+/// Starts processes for one model.
+///
+/// # Errors
+/// A process fails.
+pub fn measure(model: &Path, options: &Options, rounds: u32) -> Result<Memory> {
+    let mut load = Vec::new();
+    let mut last = Json::Null;
+    for round in 0..=rounds {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("once").arg(model).args(["--kv", options.kv.name()]);
+        if let Some(level) = options.isa {
+            command.args(["--isa", level.name()]);
+        }
+        let output = command.output()?;
+        if !output.status.success() {
+            bail!("{}: {}", model.display(), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        last = serde_json::from_slice(&output.stdout)?;
+        if round > 0 {
+            load.push(last["load_ms"].as_f64().context("load_ms")?);
+        }
+    }
+    let field = |name: &'static str| last[name].as_u64().context(name);
+    Ok(Memory { file: field("file")?, kv: field("kv")?, peak: field("peak")?, load_ms: Spread::of(&mut load) })
+}
+
+/// One process: loads, reads a prompt, generates the rest of the context.
+///
+/// # Errors
+/// The model cannot be loaded or run.
+pub fn once(args: &OnceArgs) -> Result<()> {
+    let start = Clock::Process.now();
+    let setup = Setup { context: CONTEXT, batch: PROMPT, threads: 1 };
+    let mut load_ms = 0.0;
+    let mut work = |runner: &mut dyn Runner| -> Result<()> {
+        load_ms = (Clock::Process.now() - start).as_secs_f64() * 1e3;
+        runner.prefill(PROMPT)?;
+        runner.decode(PROMPT, CONTEXT - PROMPT)
+    };
+    let kv: u64;
+    if args.model.extension().is_some_and(|e| e == "gguf") {
+        #[cfg(not(feature = "llama-cpp"))]
+        bail!("this build has no llama.cpp");
+        #[cfg(feature = "llama-cpp")]
+        {
+            let backend = crate::llama::backend()?;
+            let model = crate::llama::load(&backend, &args.model)?;
+            work(&mut crate::llama::Llama::new(&backend, &model, setup)?)?;
+            // f16 keys and values.
+            let width = model.n_embd() as u32 / model.n_head() * model.n_head_kv();
+            kv = 2 * 2 * u64::from(CONTEXT) * u64::from(width) * u64::from(model.n_layer());
+        }
+    } else {
+        let mapping = lora::map(&args.model)?;
+        let model = lora::verify(&mapping)?;
+        lora::with_session(model, &args.options, setup, |mut runner| work(&mut runner))?;
+        kv = model.plan(&lora::config(&args.options, setup)).kv_bytes;
+    }
+    let file = std::fs::metadata(&args.model)?.len();
+    let peak = peak_rss().context("the system does not tell peak memory")?;
+    println!("{}", json!({ "file": file, "kv": kv, "peak": peak, "load_ms": load_ms }));
+    Ok(())
+}
+
+/// Most bytes of memory that this process has held, mapped file pages included.
+fn peak_rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,165 @@
+//! What one core can do at most: reading memory, and multiplying bytes.
+#![expect(unsafe_code, reason = "the loops of multiplications are intrinsics of instruction sets found at run time")]
+
+use std::hint::black_box;
+
+use anyhow::Result;
+use memmap2::{Advice, MmapMut};
+
+use crate::clock::Clock;
+use crate::stats::Spread;
+
+/// Memory to read: far more than any cache.
+const BYTES: usize = 256 << 20;
+
+/// Which pages hold the memory that is read.
+#[derive(Clone, Copy, Debug)]
+pub enum Pages {
+    /// 4 KiB, as mapped files have them.
+    Small,
+    /// Those that the system gives when asked for huge ones.
+    Huge,
+}
+
+/// Bytes per second that one thread reads, several turns.
+///
+/// # Errors
+/// No memory.
+pub fn read_anonymous(pages: Pages, turns: u32) -> Result<Spread> {
+    let mut map = MmapMut::map_anon(BYTES)?;
+    #[cfg(target_os = "linux")]
+    map.advise(match pages {
+        Pages::Small => Advice::NoHugePage,
+        Pages::Huge => Advice::HugePage,
+    })?;
+    map.fill(1);
+    Ok(read(&map, turns))
+}
+
+/// Bytes per second that one thread reads from `bytes`, several turns.
+pub fn read(bytes: &[u8], turns: u32) -> Spread {
+    let mut rates = Vec::new();
+    for turn in 0..=turns {
+        let start = Clock::Thread.now();
+        black_box(sum(black_box(bytes)));
+        let seconds = (Clock::Thread.now() - start).as_secs_f64();
+        if turn > 0 {
+            rates.push(bytes.len() as f64 / seconds);
+        }
+    }
+    Spread::of(&mut rates)
+}
+
+/// Touches every byte with little arithmetic: the sum of all words.
+fn sum(bytes: &[u8]) -> u64 {
+    let mut sums = [0_u64; 16];
+    let lines = bytes.as_chunks::<128>().0;
+    for line in lines {
+        for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+/// Multiply-adds of bytes per second of one thread at the best instruction set of this CPU, and its name.
+pub fn int8() -> Option<(&'static str, Spread)> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use x86::{avx2, avx512, avxvnni};
+        if is_x86_feature_detected!("avx512vnni") {
+            // SAFETY: the CPU has the instructions.
+            return Some(("avx512 vpdpbusd", rate(64 * x86::CHAINS, |n| unsafe { avx512(n) })));
+        }
+        if is_x86_feature_detected!("avxvnni") {
+            // SAFETY: as above.
+            return Some(("avxvnni vpdpbusd", rate(32 * x86::CHAINS, |n| unsafe { avxvnni(n) })));
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            return Some(("avx2 vpmaddubsw + vpmaddwd + vpaddd", rate(32 * x86::CHAINS, |n| unsafe { avx2(n) })));
+        }
+    }
+    None
+}
+
+/// Multiply-adds per second of a loop that does `per_turn` of them in each of its `n` turns.
+#[cfg(target_arch = "x86_64")]
+fn rate(per_turn: usize, work: impl Fn(u64) -> i32) -> Spread {
+    const TURNS: u64 = 4_000_000;
+    let mut rates = Vec::new();
+    for turn in 0..6 {
+        let start = Clock::Thread.now();
+        black_box(work(black_box(TURNS)));
+        let seconds = (Clock::Thread.now() - start).as_secs_f64();
+        if turn > 0 {
+            rates.push(TURNS as f64 * per_turn as f64 / seconds);
+        }
+    }
+    Spread::of(&mut rates)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use core::arch::x86_64::*;
+    use std::hint::black_box;
+
+    /// Independent sums, so that latency does not matter.
+    pub const CHAINS: usize = 10;
+
+    /// # Safety
+    /// The CPU has AVX2.
+    #[target_feature(enable = "avx2")]
+    pub unsafe fn avx2(n: u64) -> i32 {
+        let (a, ones) = (black_box(_mm256_set1_epi8(3)), _mm256_set1_epi16(1));
+        let mut sums = [_mm256_setzero_si256(); CHAINS];
+        for i in 0..n {
+            let x = _mm256_set1_epi32(i as i32 & 0x7f7f_7f7f);
+            for sum in &mut sums {
+                // The sum takes part, so that no two chains compute the same.
+                let pairs = _mm256_maddubs_epi16(a, _mm256_xor_si256(x, *sum));
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        let all = sums.into_iter().reduce(|a, b| _mm256_add_epi32(a, b));
+        _mm256_extract_epi32::<0>(all.unwrap_or(ones))
+    }
+
+    /// # Safety
+    /// The CPU has AVX2 and AVX-VNNI.
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub unsafe fn avxvnni(n: u64) -> i32 {
+        let a = black_box(_mm256_set1_epi8(3));
+        let mut sums = [a; CHAINS];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = _mm256_set1_epi32(black_box(i as i32));
+        }
+        for i in 0..n {
+            let x = _mm256_set1_epi32(i as i32 & 0x7f7f_7f7f);
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, a, x);
+            }
+        }
+        let all = sums.into_iter().reduce(|a, b| _mm256_xor_si256(a, b));
+        _mm256_extract_epi32::<0>(all.unwrap_or(a))
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512 F and VNNI.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub unsafe fn avx512(n: u64) -> i32 {
+        let a = black_box(_mm512_set1_epi8(3));
+        let mut sums = [a; CHAINS];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = _mm512_set1_epi32(black_box(i as i32));
+        }
+        for i in 0..n {
+            let x = _mm512_set1_epi32(i as i32 & 0x7f7f_7f7f);
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, x);
+            }
+        }
+        let all = sums.into_iter().reduce(|a, b| _mm512_xor_si512(a, b));
+        _mm_extract_epi32::<0>(_mm512_castsi512_si128(all.unwrap_or(a)))
+    }
+}
