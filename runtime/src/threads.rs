@@ -4,7 +4,8 @@
 //! left, so uneven cores (big.LITTLE, a busy machine) balance by themselves. The caller waits for the *tasks*, not for the
 //! threads: a thread that the system has not scheduled yet holds nobody up. Between jobs the threads spin for a short while (the
 //! next op of a decode step follows within microseconds) and then sleep, so an idle pool costs nothing. A job allocates
-//! nothing and takes no lock unless a thread has to be woken.
+//! nothing and takes no contended lock unless a thread has to be woken. A caller that waits long for the last task sleeps too: most
+//! likely the system has taken the CPU from the thread that runs it, and may now move that thread to the caller's.
 //!
 //! The ticket is one word, `job number << 32 | next task`. To publish a job the caller (1) closes the ticket: the new
 //! number with a task number beyond every job's, (2) writes the job's fields, (3) opens the ticket at task 0. A thread reads the ticket's job
@@ -16,12 +17,15 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering
 use std::boxed::Box;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use std::vec::Vec;
 
 use crate::session::workers::Workers;
 
-/// Times a thread looks for a new job before it sleeps: some tens of microseconds.
-const SPINS: u32 = 4_000;
+/// How long a thread looks for a new job, or the caller for the last task, before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+/// Looks between two readings of the clock.
+const LOOKS: u32 = 64;
 /// Task number of a closed ticket; jobs have fewer tasks.
 const CLOSED: u64 = 1 << 31;
 
@@ -40,7 +44,11 @@ struct Shared {
     /// A task panicked.
     failed: AtomicBool,
     lock: Mutex<()>,
+    /// A job was opened, or the pool is to stop.
     wake: Condvar,
+    /// The caller sleeps until the last task is done.
+    waiting: AtomicBool,
+    all_done: Condvar,
 }
 
 /// A pool of `n` threads, the calling one included.
@@ -67,6 +75,8 @@ impl Pool {
             failed: AtomicBool::new(false),
             lock: Mutex::new(()),
             wake: Condvar::new(),
+            waiting: AtomicBool::new(false),
+            all_done: Condvar::new(),
         });
         let mut pool = Self { shared, threads: Vec::new(), run: Mutex::new(()) };
         for i in 1..n.clamp(1, 256) {
@@ -107,8 +117,46 @@ impl Shared {
             if result.is_err() {
                 self.failed.store(true, Ordering::Relaxed);
             }
-            self.done.fetch_add(1, Ordering::Release);
+            // SeqCst, as in `wait`: either the caller sees this task done, or this thread sees the caller waiting.
+            let done = self.done.fetch_add(1, Ordering::SeqCst) + 1;
+            if done == tasks && self.waiting.load(Ordering::SeqCst) {
+                drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+                self.all_done.notify_one();
+            }
             ticket = self.ticket.load(Ordering::Acquire);
+        }
+    }
+}
+
+impl Shared {
+    /// Returns when all tasks of the job have.
+    fn wait(&self, tasks: usize) {
+        let all_done = || self.done.load(Ordering::SeqCst) == tasks;
+        if spin(|| all_done().then_some(())).is_some() {
+            return;
+        }
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waiting.store(true, Ordering::SeqCst);
+        while !all_done() {
+            guard = self.all_done.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.waiting.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Looks for what `look` finds, for the time of [`SPIN`].
+fn spin<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let mut start = None;
+    loop {
+        for _ in 0..LOOKS {
+            if let Some(found) = look() {
+                return Some(found);
+            }
+            core::hint::spin_loop();
+        }
+        // The clock is read without a system call; the first looks do without.
+        if start.get_or_insert_with(Instant::now).elapsed() > SPIN {
+            return None;
         }
     }
 }
@@ -116,18 +164,15 @@ impl Shared {
 fn work(shared: &Shared) {
     let mut seen = 0;
     loop {
-        let mut spins = 0;
         let job = loop {
-            if shared.stop.load(Ordering::Acquire) {
-                return;
-            }
-            if let Some(job) = shared.open_job(seen) {
-                break job;
-            }
-            spins += 1;
-            if spins < SPINS {
-                core::hint::spin_loop();
-                continue;
+            let found = spin(|| match shared.stop.load(Ordering::Acquire) {
+                true => Some(None),
+                false => shared.open_job(seen).map(Some),
+            });
+            match found {
+                Some(Some(job)) => break job,
+                Some(None) => return,
+                None => {}
             }
             let mut guard = shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
             shared.sleeping.fetch_add(1, Ordering::SeqCst);
@@ -169,15 +214,7 @@ unsafe impl Workers for Pool {
             s.wake.notify_all();
         }
         s.take_tasks(job);
-        let mut spins = 0_u32;
-        while s.done.load(Ordering::Acquire) != tasks {
-            spins += 1;
-            if spins > SPINS {
-                std::thread::yield_now();
-            } else {
-                core::hint::spin_loop();
-            }
-        }
+        s.wait(tasks);
         assert!(!s.failed.load(Ordering::Relaxed), "a worker task panicked");
     }
 }
@@ -262,7 +299,7 @@ mod tests {
     fn sleeping_threads_wake_up() {
         let pool = Pool::new(3).unwrap();
         for _ in 0..3 {
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
             let sum = AtomicU64::new(0);
             pool.run(100, &|i| {
                 sum.fetch_add(i as u64, Ordering::Relaxed);

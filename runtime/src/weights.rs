@@ -227,7 +227,8 @@ impl WeightFormat {
         self.panel_bytes(k) - self.row_scale_bytes()
     }
 
-    const fn row_scale_bytes(self) -> usize {
+    /// Bytes of the row scales at the end of a panel.
+    pub(crate) const fn row_scale_bytes(self) -> usize {
         if self.has_row_scale() { PANEL_ROWS * 4 } else { 0 }
     }
 

@@ -9,6 +9,7 @@
 //! NaN inputs give the code −127 and do not take part in the maximum; an infinite one makes the scale infinite.
 
 use crate::kernels::isa::Isa;
+use crate::kernels::reduce::copy_few;
 use crate::kernels::table::Kernels;
 use crate::weights::GROUP;
 
@@ -108,7 +109,11 @@ pub(super) unsafe fn body<I: Isa>(isa: I, a: QuantizeArgs) {
                 group(isa, a.x.add(g * GROUP), a.out.add(g * GROUP).cast())
             } else {
                 let mut tail = [0f32; GROUP];
-                a.x.add(g * GROUP).copy_to_nonoverlapping(tail.as_mut_ptr(), a.k % GROUP);
+                let (from, to, n) = (a.x.add(g * GROUP), tail.as_mut_ptr(), a.k % GROUP);
+                if n >= 16 {
+                    to.cast::<[f32; 16]>().write(from.cast::<[f32; 16]>().read_unaligned());
+                }
+                copy_few(from.add(n & 16), to.add(n & 16), n % 16);
                 group(isa, tail.as_ptr(), a.out.add(g * GROUP).cast())
             };
             scales.cast::<f32>().add(g).write_unaligned(scale);

@@ -85,7 +85,7 @@ impl Job<'_, '_> {
                     let t = MAX_TOKENS.min(n - first).min(block + TOKEN_BLOCK - first);
                     let rows = ActRows::new(self.x.span(first, t), self.x.stride());
                     self.kernels.linear_panel(self.format, self.codebook, panel, self.cols, rows, &mut tile[..t]);
-                    for (i, sums) in tile[..t].iter_mut().enumerate() {
+                    for (i, sums) in tile[..t].iter().enumerate() {
                         self.epilogue(sums, index, first + i, &mut out.row(first + i)[p * PANEL_ROWS..]);
                     }
                 }
@@ -93,36 +93,48 @@ impl Job<'_, '_> {
         }
     }
 
-    /// bias, activation, factor, residual of up to 16 outputs.
-    fn epilogue(&self, sums: &mut [f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
-        let n = out.len().min(PANEL_ROWS);
-        let (sums, out) = (&mut sums[..n], &mut out[..n]);
+    /// bias, activation, factor, residual of the outputs of a panel; the last panel may have fewer than 16.
+    #[inline(always)]
+    fn epilogue(&self, sums: &[f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
         let first = panel * PANEL_ROWS;
+        let mut y = *sums;
         if let Some(bias) = self.bias {
-            for (s, b) in sums.iter_mut().zip(&bias[first..]) {
-                *s += b;
-            }
+            each(&mut y, &sixteen(&bias[first..]), |y, b| y + b);
         }
         if self.act != Act::None {
-            self.kernels.activation_in_place(self.act, sums);
+            self.kernels.activation_in_place(self.act, &mut y);
         }
         if self.scale != 1.0 {
-            for s in sums.iter_mut() {
-                *s *= self.scale;
-            }
+            y = y.map(|y| y * self.scale);
         }
         match &self.residual {
-            None => out.copy_from_slice(sums),
-            Some(None) => {
-                for (o, s) in out.iter_mut().zip(sums) {
-                    *o += *s;
-                }
-            }
-            Some(Some(r)) => {
-                for ((o, s), r) in out.iter_mut().zip(sums).zip(&r.row(row)[first..]) {
-                    *o = *r + *s;
-                }
-            }
+            None => {}
+            Some(None) => each(&mut y, &sixteen(out), |y, r| r + y),
+            Some(Some(rows)) => each(&mut y, &sixteen(&rows.row(row)[first..]), |y, r| r + y),
         }
+        match out.first_chunk_mut::<PANEL_ROWS>() {
+            Some(out) => *out = y,
+            None => out.copy_from_slice(&y[..out.len()]),
+        }
+    }
+}
+
+/// The first 16 of `values`, zeros behind their end.
+#[inline(always)]
+fn sixteen(values: &[f32]) -> [f32; PANEL_ROWS] {
+    match values.first_chunk() {
+        Some(whole) => *whole,
+        None => {
+            let mut padded = [0.0; PANEL_ROWS];
+            padded[..values.len()].copy_from_slice(values);
+            padded
+        }
+    }
+}
+
+#[inline(always)]
+fn each(y: &mut [f32; PANEL_ROWS], other: &[f32; PANEL_ROWS], f: impl Fn(f32, f32) -> f32) {
+    for (y, other) in y.iter_mut().zip(other) {
+        *y = f(*y, *other);
     }
 }

@@ -4,6 +4,7 @@ use super::super::isa::{Isa, LANES};
 use super::super::kv::{KV_BLOCK, KvLayout, KvType};
 use super::super::reduce::copy_few;
 use super::{Attend, STEP};
+use crate::weights::LINE;
 
 /// Queries that go through the tiles together.
 pub const TILE: usize = 4;
@@ -333,6 +334,10 @@ unsafe fn score_tile<I: Isa, E: Element, const M: usize, const W: usize>(
             let mut w = 0;
             while w < W {
                 k[w] = E::load(isa, keys[w].add(d * KV_BLOCK * E::BYTES));
+                if w.is_multiple_of(regs) {
+                    // The values of the same block come next.
+                    isa.prefetch(keys[w].wrapping_add(tile.layout.values + d * KV_BLOCK * E::BYTES));
+                }
                 w += 1;
             }
             let mut m = 0;
@@ -378,6 +383,8 @@ unsafe fn value_tile<I: Isa, E: Element, const M: usize, const W: usize>(
 ) {
     let mut acc = [[isa.splat(0.0); W]; M];
     let mut p = [core::ptr::null(); M];
+    // From a value to as far into the keys of the same block in the next step: keys fill about as much as values.
+    let next_keys = STEP / KV_BLOCK * tile.layout.block - tile.layout.values;
     // SAFETY: positions are below STEP; rows of the cache are padded to 16 elements, so a register at d stays inside.
     unsafe {
         let mut m = 0;
@@ -404,6 +411,11 @@ unsafe fn value_tile<I: Isa, E: Element, const M: usize, const W: usize>(
                 while w < W {
                     v[w] = E::load(isa, row.add(w * I::L * E::BYTES));
                     w += 1;
+                }
+                let mut line = 0;
+                while line < W * I::L * E::BYTES {
+                    isa.prefetch(row.wrapping_add(next_keys + line));
+                    line += LINE;
                 }
                 let mut m = 0;
                 while m < M {

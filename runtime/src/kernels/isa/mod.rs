@@ -36,6 +36,9 @@ pub unsafe trait Isa: Copy + 'static {
     /// The CPU has this level's instructions.
     unsafe fn proof() -> Self;
 
+    /// Asks for the cache line at `p`, which need not be valid: it will be read soon. A hint; levels without one do nothing.
+    #[inline(always)]
+    fn prefetch(self, _p: *const u8) {}
     /// All lanes `v`.
     fn splat(self, v: f32) -> Self::F;
     /// Loads `L` floats (unaligned).

@@ -180,7 +180,8 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         let groups = a.k.div_ceil(GROUP);
         let row = a.x.wrapping_add(t * a.stride).cast::<i8>();
         let mut acc = [isa.splat(0.0); STRIPS];
-        each_group::<C>(
+        each_group::<_, C>(
+            isa,
             a,
             #[inline(always)]
             |place| {
@@ -251,7 +252,8 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         let mut s = 0;
         while s < STRIPS {
             let mut acc = [self.isa.splat(0.0); T];
-            each_group::<C>(
+            each_group::<_, C>(
+                self.isa,
                 a,
                 #[inline(always)]
                 |place| {

@@ -1,8 +1,15 @@
 //! The walk over the groups of a panel.
+//!
+//! Panels lie one after the other and are read once, front to back. The lines that come [`AHEAD`] are asked for: the hardware's
+//! own prefetcher stops at every page, and with it alone a core gets two thirds of the memory's bandwidth.
 
+use crate::kernels::isa::Isa;
 use crate::kernels::linear::LinearArgs;
 use crate::kernels::linear::codes::Codes;
-use crate::weights::{BLOCK, GROUP, PANEL_ROWS};
+use crate::weights::{BLOCK, GROUP, LINE, PANEL_ROWS};
+
+/// How far before its use a line of weights is asked for, in bytes. Measured: flat from 1.5 to 6 KiB.
+const AHEAD: usize = 3072;
 
 /// A group of a panel.
 #[derive(Clone, Copy)]
@@ -14,7 +21,7 @@ pub(super) struct Place {
 
 /// Calls `f` with every group of a panel, in order.
 #[inline(always)]
-pub(super) fn each_group<C: Codes>(a: LinearArgs, mut f: impl FnMut(Place)) {
+pub(super) fn each_group<I: Isa, C: Codes>(isa: I, a: LinearArgs, mut f: impl FnMut(Place)) {
     let groups = a.k.div_ceil(GROUP);
     let mut at = a.panel;
     let mut g = 0;
@@ -23,6 +30,14 @@ pub(super) fn each_group<C: Codes>(a: LinearArgs, mut f: impl FnMut(Place)) {
         let mut multipliers = at;
         at = at.wrapping_add(C::FORMAT.multiplier_area(end - g));
         while g < end {
+            let mut line = 0;
+            while line < C::FORMAT.group_bytes() {
+                isa.prefetch(at.wrapping_add(AHEAD + line));
+                line += LINE;
+            }
+            if C::FORMAT.multiplier_bytes() > 0 {
+                isa.prefetch(multipliers.wrapping_add(AHEAD));
+            }
             f(Place { g, codes: at, multipliers });
             at = at.wrapping_add(C::FORMAT.group_bytes());
             multipliers = multipliers.wrapping_add(PANEL_ROWS * C::FORMAT.multiplier_bytes());

@@ -151,7 +151,8 @@ fn finish<I: Bytes, C: Codes>(isa: I, dot: I::I, multipliers: I::F, minima: I::F
 unsafe fn one_token<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
     let groups = a.k.div_ceil(GROUP);
     let mut acc = [isa.splat(0.0); 8];
-    each_group::<C>(
+    each_group::<I, C>(
+        isa,
         a,
         #[inline(always)]
         |place| {
@@ -188,7 +189,8 @@ unsafe fn one_token<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
 #[inline(always)]
 unsafe fn many_tokens<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
     let groups = a.k.div_ceil(GROUP);
-    each_group::<C>(
+    each_group::<I, C>(
+        isa,
         a,
         #[inline(always)]
         |place| {

@@ -179,7 +179,7 @@ impl Kernels {
         out.fill([0.0; PANEL_ROWS]);
         let args = LinearArgs {
             panel: panel.as_ptr(),
-            row_scales: panel[format.row_scales_at(k)..].as_ptr().cast(),
+            row_scales: panel[panel.len() - format.row_scale_bytes()..].as_ptr().cast(),
             codebook: codebook.as_ptr(),
             k,
             x: x.bytes.as_ptr(),

@@ -21,6 +21,10 @@ unsafe impl Isa for Avx512 {
         Self(())
     }
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
     fn splat(self, v: f32) -> Self::F {
         op!(_mm512_set1_ps(v))
     }

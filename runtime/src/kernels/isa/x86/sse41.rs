@@ -21,6 +21,10 @@ unsafe impl Isa for Sse41 {
         Self(())
     }
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
     fn splat(self, v: f32) -> Self::F {
         op!(_mm_set1_ps(v))
     }
@@ -42,7 +46,8 @@ unsafe impl Isa for Sse41 {
     unsafe fn store_f16(self, p: *mut u16, v: Self::F) {
         let mut lanes = [0f32; 4];
         op!(_mm_storeu_ps(lanes.as_mut_ptr(), v));
-        op!(p.cast::<[u16; 4]>().write_unaligned(lanes.map(f32_to_f16)))
+        let [a, b, c, d] = lanes;
+        op!(p.cast::<[u16; 4]>().write_unaligned([f32_to_f16(a), f32_to_f16(b), f32_to_f16(c), f32_to_f16(d)]))
     }
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {

@@ -134,6 +134,10 @@ unsafe impl<D: Dot> Isa for Ymm<D> {
         Self(PhantomData)
     }
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
     fn splat(self, v: f32) -> Self::F {
         op!(_mm256_set1_ps(v))
     }
