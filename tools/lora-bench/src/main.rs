@@ -5,11 +5,13 @@
 //! memory    peak memory and loading time, each side in a process of its own
 //! roofline  read bandwidth and int8 peak of this machine, and the share of them that a step reaches
 //! ops       where the time of a step goes, op by op
+//! code      calls, spills and instruction counts of the kernels' machine code
 //! report    all of it for several pairs of models, as docs/performance.md
-//! quantize  an F16 GGUF file to Q4_0 or Q8_0, by llama.cpp's own quantizer
+//! quantize  a GGUF file to Q4_0 or Q8_0, by llama.cpp's own quantizer
 //! ```
 
 mod clock;
+mod code;
 mod compare;
 #[cfg(feature = "llama-cpp")]
 mod llama;
@@ -45,15 +47,17 @@ enum Verb {
     Roofline(roofline::Args),
     /// Time of a step, op by op
     Ops(ops::Args),
+    /// Check the machine code of the kernels: no call, no spill; count its instructions
+    Code(code::Args),
     /// Everything for several pairs of models, as Markdown
     Report(report::Args),
     /// One side of `memory`, for which it starts processes
     #[command(hide = true)]
     Once(memory::OnceArgs),
-    /// Quantize an F16 GGUF file with llama.cpp's quantizer
+    /// Quantize a GGUF file with llama.cpp's quantizer
     #[cfg(feature = "llama-cpp")]
     Quantize {
-        /// The F16 or F32 file
+        /// The file to read
         from: PathBuf,
         /// The file to write
         to: PathBuf,
@@ -69,6 +73,7 @@ fn main() -> Result<()> {
         Verb::Memory(args) => memory::run(&args),
         Verb::Roofline(args) => roofline::run(&args),
         Verb::Ops(args) => ops::run(&args),
+        Verb::Code(args) => code::run(&args),
         Verb::Report(args) => report::run(&args),
         Verb::Once(args) => memory::once(&args),
         #[cfg(feature = "llama-cpp")]

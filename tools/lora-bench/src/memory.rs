@@ -45,7 +45,7 @@ pub struct Memory {
     pub kv: u64,
     /// Peak resident memory.
     pub peak: u64,
-    /// Milliseconds of CPU time from nothing to the first op.
+    /// Milliseconds of CPU time from the start of the process to the first op.
     pub load_ms: Spread,
 }
 
@@ -123,37 +123,45 @@ pub fn measure(model: &Path, options: &Options, rounds: u32) -> Result<Memory> {
 /// # Errors
 /// The model cannot be loaded or run.
 pub fn once(args: &OnceArgs) -> Result<()> {
-    let start = Clock::Process.now();
-    let setup = Setup { context: CONTEXT, batch: PROMPT, threads: 1 };
-    let mut load_ms = 0.0;
-    let mut work = |runner: &mut dyn Runner| -> Result<()> {
-        load_ms = (Clock::Process.now() - start).as_secs_f64() * 1e3;
-        runner.prefill(PROMPT)?;
-        runner.decode(PROMPT, CONTEXT - PROMPT)
-    };
-    let kv: u64;
-    if args.model.extension().is_some_and(|e| e == "gguf") {
-        #[cfg(not(feature = "llama-cpp"))]
-        bail!("this build has no llama.cpp");
-        #[cfg(feature = "llama-cpp")]
-        {
-            let backend = crate::llama::backend()?;
-            let model = crate::llama::load(&backend, &args.model)?;
-            work(&mut crate::llama::Llama::new(&backend, &model, setup)?)?;
-            // f16 keys and values.
-            let width = model.n_embd() as u32 / model.n_head() * model.n_head_kv();
-            kv = 2 * 2 * u64::from(CONTEXT) * u64::from(width) * u64::from(model.n_layer());
-        }
-    } else {
-        let mapping = lora::map(&args.model)?;
-        let model = lora::verify(&mapping)?;
-        lora::with_session(model, &args.options, setup, |mut runner| work(&mut runner))?;
-        kv = model.plan(&lora::config(&args.options, setup)).kv_bytes;
-    }
+    let (kv, load_ms) =
+        if args.model.extension().is_some_and(|e| e == "gguf") { once_llama(&args.model)? } else { once_lora(args)? };
     let file = std::fs::metadata(&args.model)?.len();
     let peak = peak_rss().context("the system does not tell peak memory")?;
     println!("{}", json!({ "file": file, "kv": kv, "peak": peak, "load_ms": load_ms }));
     Ok(())
+}
+
+const SETUP: Setup = Setup { context: CONTEXT, batch: PROMPT, threads: 1 };
+
+/// Fills the context; returns the milliseconds of CPU time that the process had taken before.
+fn work(runner: &mut dyn Runner) -> Result<f64> {
+    let load_ms = Clock::Process.now().as_secs_f64() * 1e3;
+    runner.prefill(PROMPT)?;
+    runner.decode(PROMPT, CONTEXT - PROMPT)?;
+    Ok(load_ms)
+}
+
+/// Bytes of the KV cache, and loading time.
+fn once_lora(args: &OnceArgs) -> Result<(u64, f64)> {
+    let mapping = lora::map(&args.model)?;
+    let model = lora::verify(&mapping)?;
+    let load_ms = lora::with_session(model, &args.options, SETUP, |mut runner| work(&mut runner))?;
+    Ok((model.plan(&lora::config(&args.options, SETUP)).kv_bytes, load_ms))
+}
+
+#[cfg(feature = "llama-cpp")]
+fn once_llama(path: &Path) -> Result<(u64, f64)> {
+    let backend = crate::llama::backend()?;
+    let model = crate::llama::load(&backend, path)?;
+    let load_ms = work(&mut crate::llama::Llama::new(&backend, &model, SETUP)?)?;
+    // f16 keys and values.
+    let width = model.n_embd() as u32 / model.n_head() * model.n_head_kv();
+    Ok((2 * 2 * u64::from(CONTEXT) * u64::from(width) * u64::from(model.n_layer()), load_ms))
+}
+
+#[cfg(not(feature = "llama-cpp"))]
+fn once_llama(_: &Path) -> Result<(u64, f64)> {
+    bail!("this build has no llama.cpp")
 }
 
 /// Most bytes of memory that this process has held, mapped file pages included.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::lora::Options;
 use crate::runner::Setup;
-use crate::{compare, memory, ops, roofline};
+use crate::{code, compare, memory, ops, roofline};
 
 /// Arguments of `report`.
 #[derive(Debug, clap::Args)]
@@ -78,6 +78,8 @@ pub fn run(args: &Args) -> Result<()> {
         let setup = Setup { context: depth + tokens, batch: 128, threads: 1 };
         text += &ops::table(first, &args.options, setup, (depth, tokens), args.plan.rounds)?;
     }
+    text += "\n## Instructions of the kernels\n\nCounted in the machine code of this build (`lora-bench code`), scales and loop included.\n\n";
+    text += &code::counts();
     std::fs::write(&args.out, text).with_context(|| format!("cannot write {}", args.out.display()))
 }
 
