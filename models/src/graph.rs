@@ -6,7 +6,9 @@
 
 use std::collections::HashMap;
 
-use lora_runtime::format::{BufferKind, BufferRecord, CacheKind, CacheRecord, EntryKind, NONE, Operand, RowKind};
+use lora_runtime::format::{
+    BufferKind, BufferRecord, CacheKind, CacheRecord, EntryKind, NONE, Operand, RowKind, SlotKind,
+};
 use lora_runtime::kernels::Act;
 use lora_runtime::kernels::quant_row_bytes;
 use lora_runtime::program::{NormKind, Op, SelectRows};
@@ -14,7 +16,7 @@ use lora_runtime::weights::WeightFormat;
 
 use crate::error::ModelError;
 use crate::policy::Policy;
-use crate::spec::{EntrySpec, OutputSpec, Part, Role, RowMap, Source, Storage, TensorSpec};
+use crate::spec::{EntrySpec, HeadSpec, OutputSpec, Part, Role, RowMap, SlotSpec, Source, Storage, TensorSpec};
 
 /// The checkpoint as the lowering sees it: names and shapes after merging.
 pub trait Checkpoint {
@@ -90,6 +92,13 @@ pub struct Graph<'c> {
     /// Tensors.
     pub tensors: Vec<TensorSpec>,
     tensor_ids: HashMap<String, u32>,
+    /// Places for adapters.
+    pub slots: Vec<SlotSpec>,
+    /// The first linear slot of a tensor.
+    linear_slots: HashMap<u32, u32>,
+    /// Inputs that projections have read.
+    inputs: usize,
+    head: Option<HeadSpec>,
     /// Caches.
     pub caches: Vec<CacheRecord>,
     /// Finished entries.
@@ -110,6 +119,10 @@ impl<'c> Graph<'c> {
             buffers: Vec::new(),
             tensors: Vec::new(),
             tensor_ids: HashMap::new(),
+            slots: Vec::new(),
+            linear_slots: HashMap::new(),
+            inputs: 0,
+            head: None,
             caches: Vec::new(),
             entries: Vec::new(),
             ops: Vec::new(),
@@ -216,6 +229,41 @@ impl<'c> Graph<'c> {
         Ok(id)
     }
 
+    /// A vector of the checkpoint, which adapters can replace.
+    fn stored_vector(&mut self, spec: TensorSpec) -> Result<u32, ModelError> {
+        let (name, rows, cols) = (spec.name.clone(), spec.rows, spec.cols);
+        let known = self.tensors.len();
+        let tensor = self.tensor(spec)?;
+        if tensor as usize == known {
+            let slot = SlotSpec { rows, cols, ..SlotSpec::new(SlotKind::Vector, name, tensor) };
+            self.slots.push(slot);
+        }
+        Ok(tensor)
+    }
+
+    /// The slot of a table that tokens, types or positions look up: one for every lookup.
+    #[must_use]
+    pub fn embed_slot(&mut self, table: u32) -> u32 {
+        let t = &self.tensors[table as usize];
+        let [part] = t.parts.as_slice() else { return NONE };
+        if part.module.is_empty() {
+            return NONE;
+        }
+        let slot = SlotSpec {
+            rows: t.rows,
+            cols: t.cols,
+            source: part.source.clone(),
+            ..SlotSpec::new(SlotKind::Embed, part.module.clone(), table)
+        };
+        self.slots.push(slot);
+        self.slots.len() as u32 - 1
+    }
+
+    /// From here on stands the task head, on the hidden states `hidden`: another head can take its place.
+    pub fn begin_head(&mut self, hidden: Operand) {
+        self.head = Some(HeadSpec { op: self.ops.len(), hidden, slots: self.slots.len() });
+    }
+
     /// A checkpoint vector of `len`, `add` added to every value.
     ///
     /// # Errors
@@ -235,7 +283,7 @@ impl<'c> Graph<'c> {
     }
 
     fn flat(&mut self, name: &str, len: usize, add: f32) -> Result<u32, ModelError> {
-        self.tensor(TensorSpec {
+        self.stored_vector(TensorSpec {
             name: name.into(),
             storage: Storage::Vector,
             rows: 1,
@@ -273,7 +321,7 @@ impl<'c> Graph<'c> {
     /// # Errors
     /// Too many tensors.
     pub fn gathered(&mut self, name: &str, rows: usize, cols: usize, source: Source) -> Result<u32, ModelError> {
-        self.tensor(TensorSpec {
+        self.stored_vector(TensorSpec {
             name: name.into(),
             storage: Storage::Vector,
             rows,
@@ -369,12 +417,13 @@ impl<'c> Graph<'c> {
         Ok(q)
     }
 
-    /// `W·x (+ b)` with a tensor that exists already (a tied head).
+    /// `W·x (+ b)` with a tensor that exists already (a tied head). Adapters know it as `module`.
     ///
     /// # Errors
     /// Too many buffers.
     pub fn linear_with(
         &mut self,
+        module: &str,
         x: Operand,
         tensor: u32,
         bias: u32,
@@ -383,7 +432,20 @@ impl<'c> Graph<'c> {
         let (rows, cols) = (self.tensors[tensor as usize].rows, self.tensors[tensor as usize].cols);
         let a = self.linear_input(x, cols, self.format_of(tensor))?;
         let out = self.value_like(x, rows)?;
+        let slot = self.slots.len() as u32;
+        let own = format!("{module}.weight");
+        let source = match self.has(&own) {
+            true => Source::Checkpoint { name: own, transpose: false, rows: RowMap::range(0, rows) },
+            false => self.tensors[tensor as usize].parts[0].source.clone(),
+        };
+        let part_of = |t: u32| self.tensors.get(t as usize).map_or(Source::Zeros, |t| t.parts[0].source.clone());
+        let bias_source = part_of(bias);
+        self.inputs += 1;
+        let (cols, input) = (cols, self.inputs);
+        let spec = SlotSpec::new(SlotKind::Linear, module.into(), tensor);
+        self.slots.push(SlotSpec { rows, cols, source, bias: bias_source, input, ..spec });
         self.push(Op::Linear {
+            slot,
             a,
             out,
             residual: Operand::NONE,
@@ -444,6 +506,7 @@ impl<'c> Graph<'c> {
     ) -> Result<(), ModelError> {
         let mut col = 0;
         let mut rest = list;
+        self.inputs += 1;
         while let Some(first) = rest.first() {
             let format = self.policy.format(first.role, self.layer);
             let run = rest.iter().take_while(|p| self.policy.format(p.role, self.layer) == format).count();
@@ -455,10 +518,12 @@ impl<'c> Graph<'c> {
             };
             let format = self.policy.stored(format);
             let (weight, bias) = self.fuse(&tensor_name, cols, fused, format)?;
+            let slot = self.linear_slots.get(&weight).copied().unwrap_or_else(|| self.add_slots(weight, cols, fused));
             let rows: usize = fused.iter().map(|p| p.rows).sum();
             let a = self.linear_input(x, cols, format)?;
             let shift = |at: Operand| if at.is_none() { at } else { Self::columns(at, col) };
             self.push(Op::Linear {
+                slot,
                 a,
                 out: shift(out),
                 residual: shift(residual),
@@ -472,6 +537,32 @@ impl<'c> Graph<'c> {
             rest = tail;
         }
         Ok(())
+    }
+
+    /// Slots for the projections of a new tensor; gives the first.
+    fn add_slots(&mut self, tensor: u32, cols: usize, list: &[Projection]) -> u32 {
+        let first = self.slots.len() as u32;
+        let mut row_start = 0;
+        for p in list {
+            let rows = p.part.unwrap_or(RowMap::range(0, p.rows));
+            let source = |what: &str, transpose| {
+                let name = format!("{}.{what}", p.module);
+                if self.has(&name) { Source::Checkpoint { name, transpose, rows } } else { Source::Zeros }
+            };
+            let slot = SlotSpec {
+                row_start,
+                rows: p.rows,
+                cols,
+                source: source("weight", p.transpose),
+                bias: if p.bias == Some(false) { Source::Zeros } else { source("bias", false) },
+                input: self.inputs,
+                ..SlotSpec::new(SlotKind::Linear, p.module.clone(), tensor)
+            };
+            self.slots.push(slot);
+            row_start += p.rows;
+        }
+        self.linear_slots.insert(tensor, first);
+        first
     }
 
     fn fuse(
@@ -642,6 +733,7 @@ impl<'c> Graph<'c> {
             ops: std::mem::take(&mut self.ops),
             outputs: std::mem::take(&mut self.outputs),
             max_positions: max_positions as u32,
+            head: self.head.take(),
         });
         self.quantized.clear();
     }

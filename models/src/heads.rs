@@ -104,6 +104,7 @@ pub fn decoder_head(
     x: Operand,
     prefix: &str,
 ) -> Result<Head, ModelError> {
+    g.begin_head(x);
     let hidden = d.stack.hidden;
     let normed = |g: &mut Graph<'_>, rows: Operand| -> Result<Operand, ModelError> {
         let Some(name) = d.stack.final_norm else { return Ok(rows) };
@@ -166,7 +167,7 @@ pub fn lm_head(
         true => g.vector(&format!("{}.bias", head.module), vocab, 0.0, "vocab_size")?,
         false => bias,
     };
-    let logits = g.linear_with(h, table, bias, Epilogue { act: Act::None, scale: head.scale })?;
+    let logits = g.linear_with(head.module, h, table, bias, Epilogue { act: Act::None, scale: head.scale })?;
     if head.softcap != 0.0 {
         g.push(Op::Scale { a: logits, out: logits, width: vocab as u32, factor: 1.0, cap: head.softcap });
     }
@@ -228,6 +229,7 @@ pub fn encoder_head(
     h: Operand,
     prefix: &str,
 ) -> Result<Head, ModelError> {
+    g.begin_head(h);
     let hidden = e.stack.hidden;
     let heads = &e.heads;
     let tokens = |g: &mut Graph<'_>| match heads.token_dense {

@@ -77,7 +77,7 @@ pub fn lower(config: &Value, checkpoint: &dyn Checkpoint, task: Task, policy: Po
             (m.encoder, head)
         }
     };
-    let Graph { mut buffers, tensors, caches, entries, .. } = g;
+    let Graph { mut buffers, tensors, slots, caches, entries, .. } = g;
     let (per_token, per_output) = allocate::allocate(&mut buffers, &entries);
     Ok(Lowered {
         architecture,
@@ -93,6 +93,7 @@ pub fn lower(config: &Value, checkpoint: &dyn Checkpoint, task: Task, policy: Po
         buffers,
         caches,
         tensors,
+        slots,
         per_token,
         per_output,
     })

@@ -53,6 +53,7 @@ pub fn lower(g: &mut Graph<'_>, m: &Seq2Seq, input: &HeadInput) -> Result<Head, 
     g.finish_entry(EntryKind::Encode, m.encoder.max_positions);
 
     let x = m.decoder.lower(g, prefix, role, false, caches)?;
+    g.begin_head(x);
     let rows = g.select(x, hidden, SelectRows::Requested)?;
     m.decoder.finish(g, prefix, rows)?;
     let vocab = m.decoder.embeddings.vocab;

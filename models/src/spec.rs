@@ -1,6 +1,6 @@
 //! What lowering produces: a program, and a recipe for every tensor that lora-pack then fills.
 
-use lora_runtime::format::{BufferRecord, CacheRecord, EntryKind, ProblemType, Task};
+use lora_runtime::format::{BufferRecord, CacheRecord, EntryKind, Operand, ProblemType, SlotKind, Task};
 use lora_runtime::program::Op;
 use lora_runtime::weights::WeightFormat;
 
@@ -87,7 +87,7 @@ pub struct Part {
     pub rows: usize,
     /// Added to every value (Gemma's norms store weight − 1).
     pub add: f32,
-    /// The framework's module path: an adapter slot. Empty if none attaches here.
+    /// The framework's module path, empty for computed values.
     pub module: String,
 }
 
@@ -125,7 +125,7 @@ pub struct OutputSpec {
     /// Name as the frameworks call it.
     pub name: &'static str,
     /// Buffer and column.
-    pub at: lora_runtime::format::Operand,
+    pub at: Operand,
     /// Columns.
     pub width: u32,
 }
@@ -141,6 +141,51 @@ pub struct EntrySpec {
     pub outputs: Vec<OutputSpec>,
     /// Positions it can take.
     pub max_positions: u32,
+    /// Where the task head begins, if another one can stand in its place.
+    pub head: Option<HeadSpec>,
+}
+
+/// Where the task head of an entry begins.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadSpec {
+    /// First op.
+    pub op: usize,
+    /// The hidden states that it starts from.
+    pub hidden: Operand,
+    /// Slots before it.
+    pub slots: usize,
+}
+
+/// A place where an adapter can attach. Slots come in the order of the program, whatever the weights' formats.
+#[derive(Clone, Debug)]
+pub struct SlotSpec {
+    /// What it is.
+    pub kind: SlotKind,
+    /// Module; for vectors the tensor's name.
+    pub module: String,
+    /// Tensor.
+    pub tensor: u32,
+    /// First row in the tensor.
+    pub row_start: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Where its values come from; of vectors, the tensor's parts say.
+    pub source: Source,
+    /// Where its bias comes from.
+    pub bias: Source,
+    /// Slots of one number read the same input.
+    pub input: usize,
+}
+
+impl SlotSpec {
+    /// A slot whose sizes and sources are still to be said.
+    #[must_use]
+    pub fn new(kind: SlotKind, module: String, tensor: u32) -> Self {
+        let (source, bias) = (Source::Zeros, Source::Zeros);
+        Self { kind, module, tensor, row_start: 0, rows: 0, cols: 0, source, bias, input: 0 }
+    }
 }
 
 /// A lowered model.
@@ -172,6 +217,8 @@ pub struct Lowered {
     pub caches: Vec<CacheRecord>,
     /// Tensor recipes.
     pub tensors: Vec<TensorSpec>,
+    /// Places for adapters.
+    pub slots: Vec<SlotSpec>,
     /// Activation bytes per token.
     pub per_token: u32,
     /// Activation bytes per output row.

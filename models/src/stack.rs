@@ -195,7 +195,8 @@ impl Stack {
         let width = e.width as u32;
         let x = g.token_value(e.width)?;
         let table = g.matrix(&self.word_module(g, prefix), e.vocab, e.width, role, "vocab_size, hidden_size")?;
-        g.push(Op::Embed { table, source: EmbedSource::Token, offset: 0, scale: e.scale, out: x, width });
+        let slot = g.embed_slot(table);
+        g.push(Op::Embed { table, source: EmbedSource::Token, offset: 0, scale: e.scale, out: x, width, slot });
         let positions = match &e.positions {
             Positions::None => None,
             Positions::Learned { module, rows, offset } => {
@@ -240,7 +241,8 @@ impl Stack {
     ) -> Result<(), ModelError> {
         let width = self.embeddings.width as u32;
         let out = g.token_value(self.embeddings.width)?;
-        g.push(Op::Embed { table, source, offset: offset as u32, scale: 1.0, out, width });
+        let slot = g.embed_slot(table);
+        g.push(Op::Embed { table, source, offset: offset as u32, scale: 1.0, out, width, slot });
         g.push(Op::Add { a: x, b: out, out: x, width, scale: 1.0 });
         Ok(())
     }

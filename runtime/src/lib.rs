@@ -5,6 +5,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`adapter`] | adapters beside a mapped base, chosen per request |
 //! | [`error`] | the one error type |
 //! | [`format`](mod@format) | every record of a file, and the checked view of it |
 //! | [`weights`] | weight formats and the panel layout every kernel reads |
@@ -24,6 +25,7 @@
 // One facade for core, alloc and std: with no feature it is core, with `alloc` or `std` it grows.
 extern crate no_std_compat as std;
 
+pub mod adapter;
 pub mod error;
 pub mod format;
 pub mod kernels;
@@ -40,6 +42,7 @@ pub mod threads;
 pub mod tokenizer;
 pub mod weights;
 
+pub use adapter::{Active, Adapter, Set};
 pub use error::{Error, ErrorKind, Result};
 pub use model::Model;
 pub use session::{Pass, Segment, Session, Step};

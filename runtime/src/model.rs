@@ -1,7 +1,9 @@
 //! A verified model: the file, its program and its tokenizer.
 
+use crate::adapter::Adapter;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::record::{EntryKind, EntryRecord, FileKind, OutputRecord, ProblemType, RowKind, Task};
+use crate::format::bundle::Bundle;
+use crate::format::record::{EntryKind, EntryRecord, FileKind, OpRecord, OutputRecord, ProblemType, RowKind, Task};
 use crate::format::view::File;
 use crate::kernels::KvType;
 use crate::program::op::{Op, SelectRows};
@@ -14,17 +16,22 @@ use crate::tokenizer::Tokenizer;
 pub struct Model<'a> {
     /// The verified file.
     pub file: File<'a>,
+    /// The file that speaks for the model: its task, labels, template, defaults and vocabulary. The model's own, or
+    /// that of the adapter it is seen with ([`Model::with_adapter`]).
+    pub face: File<'a>,
     tokenizer: Option<Tokenizer<'a>>,
 }
 
 impl<'a> Model<'a> {
-    /// Verifies `bytes` (mapped, in flash, or read) and gives the model. The bytes must be 64-byte aligned.
+    /// Verifies `bytes` (mapped, in flash, or read) and gives the model, of a bundle its base. The bytes must be 64-byte aligned.
     /// The cost does not depend on the size of the weights; the content hash is checked by
     /// `format::hash::verify_hash` (feature `hash`).
     ///
     /// # Errors
     /// A typed error naming section, record and field for anything that is not a sound model file.
     pub fn open(bytes: &'a [u8]) -> Result<Self> {
+        // Of a bundle, the base.
+        let bytes = if Bundle::is_bundle(bytes) { Bundle::open(bytes)?.base() } else { bytes };
         let file = File::new_checked(bytes)?;
         if file.header.kind != FileKind::Model as u32 {
             return Err(Error::new(ErrorKind::Mismatch, "header.kind: not a model").values(file.header.kind.into(), 1));
@@ -41,13 +48,28 @@ impl<'a> Model<'a> {
         } else {
             Some(Tokenizer::new_checked(file.tokenizer, file.info.vocab)?)
         };
-        Ok(Self { file, tokenizer })
+        Ok(Self { file, face: file, tokenizer })
+    }
+
+    /// The model as it is while `adapter` acts: with the adapter's task, outputs, labels, template, tokenizer and
+    /// defaults.
+    #[must_use]
+    pub fn with_adapter(mut self, adapter: &Adapter<'a>) -> Self {
+        self.face = adapter.file;
+        self.tokenizer = adapter.tokenizer().or(self.tokenizer);
+        self
+    }
+
+    /// The entry of the head that the adapter brings for `entry`.
+    fn head(&self, entry: &EntryRecord) -> Option<&'a EntryRecord> {
+        let adapter = self.face.header.kind == FileKind::Adapter as u32;
+        self.face.entries.first().filter(|e| adapter && e.kind == entry.kind)
     }
 
     /// The task.
     #[must_use]
     pub fn task(&self) -> Task {
-        Task::from_u32(self.file.info.task).unwrap_or(Task::Other)
+        Task::from_u32(self.face.info.task).unwrap_or(Task::Other)
     }
 
     /// The KV cache's default element type.
@@ -59,7 +81,7 @@ impl<'a> Model<'a> {
     /// How label scores are read.
     #[must_use]
     pub const fn problem(&self) -> ProblemType {
-        match self.file.info.problem {
+        match self.face.info.problem {
             1 => ProblemType::MultiLabel,
             2 => ProblemType::Regression,
             _ => ProblemType::SingleLabel,
@@ -77,7 +99,7 @@ impl<'a> Model<'a> {
     /// The tokens that end generation.
     #[must_use]
     pub fn eos(&self) -> &'a [u32] {
-        let info = self.file.info;
+        let info = self.face.info;
         &info.eos[..(info.eos_count as usize).min(info.eos.len())]
     }
 
@@ -96,22 +118,38 @@ impl<'a> Model<'a> {
     /// The outputs of an entry.
     #[must_use]
     pub fn outputs(&self, entry: &EntryRecord) -> &'a [OutputRecord] {
-        &self.file.outputs[entry.output_start as usize..(entry.output_start + entry.output_count) as usize]
+        let (file, e) = self.head(entry).map_or((&self.file, entry), |head| (&self.face, head));
+        &file.outputs[e.output_start as usize..(e.output_start + e.output_count) as usize]
     }
 
-    /// Whether an output has a row for every token of a step, else one for every output row.
+    /// The name of an output of an entry.
     #[must_use]
-    pub fn has_token_rows(&self, output: &OutputRecord) -> bool {
-        self.file.buffers.get(usize::from(output.at.buffer)).is_some_and(|b| b.rows == RowKind::Token as u16)
+    pub fn output_name(&self, entry: &EntryRecord, output: &OutputRecord) -> &'a str {
+        if self.head(entry).is_some() { self.face.str(output.name) } else { self.file.str(output.name) }
+    }
+
+    /// Whether an output of an entry has a row for every token of a step, else one for every output row.
+    #[must_use]
+    pub fn has_token_rows(&self, entry: &EntryRecord, output: &OutputRecord) -> bool {
+        let buffers = if self.head(entry).is_some() { self.face.buffers } else { self.file.buffers };
+        buffers.get(usize::from(output.at.buffer)).is_some_and(|b| b.rows == RowKind::Token as u16)
     }
 
     /// Whether an entry must see its whole input in one step: encoders, and what pools over the input or takes its
     /// first row. Everything else gives the same bits however the input is cut into steps.
     #[must_use]
     pub fn needs_whole_input(&self, entry: &EntryRecord) -> bool {
-        let ops = &self.file.ops[entry.op_start as usize..(entry.op_start + entry.op_count) as usize];
-        let whole = |op: Op| matches!(op, Op::Pool { .. } | Op::Select { rows: SelectRows::First, .. });
-        entry.kind == EntryKind::Encode as u32 || ops.iter().any(|r| Op::parse(r).is_ok_and(whole))
+        let whole = |r: &OpRecord| {
+            Op::parse(r).is_ok_and(|op| matches!(op, Op::Pool { .. } | Op::Select { rows: SelectRows::First, .. }))
+        };
+        let ops =
+            |file: &File<'a>, e: &EntryRecord, end: u32| file.ops[e.op_start as usize..end as usize].iter().any(whole);
+        let end = |e: &EntryRecord| e.op_start + e.op_count;
+        entry.kind == EntryKind::Encode as u32
+            || match self.head(entry) {
+                None => ops(&self.file, entry, end(entry)),
+                Some(head) => ops(&self.file, entry, entry.head_op) || ops(&self.face, head, end(head)),
+            }
     }
 
     /// Exact byte counts for a session.

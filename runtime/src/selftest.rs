@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{EntryKind, NONE};
 use crate::kernels::KvType;
 use crate::model::Model;
-use crate::program::SessionConfig;
+use crate::program::{AdapterNeeds, SessionConfig};
 use crate::session::{Segment, Session, Step};
 
 /// Metadata key of the golden result.
@@ -121,6 +121,7 @@ pub fn config(model: &Model<'_>, kv: KvType, tokens: u32, chunk: u32) -> Session
         source: if encode.is_ok() && decode.is_ok() { tokens } else { 0 },
         sequences: 1,
         kv,
+        adapters: AdapterNeeds::NONE,
     }
 }
 
@@ -149,7 +150,8 @@ pub fn digest(session: &mut Session<'_>, ids: &[u32]) -> Result<u64> {
 
 fn digest_entry(session: &mut Session<'_>, entry: EntryKind, ids: &[u32], chunk: usize, sum: &mut Fnv) -> Result<()> {
     let model = *session.model();
-    let outputs = model.outputs(model.entry(entry)?);
+    let record = model.entry(entry)?;
+    let outputs = model.outputs(record);
     let mut past = 0;
     for tokens in ids.chunks(chunk.max(1)) {
         let len = tokens.len() as u32;
@@ -158,12 +160,12 @@ fn digest_entry(session: &mut Session<'_>, entry: EntryKind, ids: &[u32], chunk:
         past += len;
         // Row by row over all outputs: the same order however the tokens are cut into steps.
         for row in 0..tokens.len() {
-            for output in outputs.iter().filter(|o| model.has_token_rows(o)) {
+            for output in outputs.iter().filter(|o| model.has_token_rows(record, o)) {
                 sum.add(session.output(entry, model.file.str(output.name))?.row(row));
             }
         }
     }
-    for output in outputs.iter().filter(|o| !model.has_token_rows(o)) {
+    for output in outputs.iter().filter(|o| !model.has_token_rows(record, o)) {
         sum.add(session.output(entry, model.file.str(output.name))?.row(0));
     }
     Ok(())

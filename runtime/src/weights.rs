@@ -32,6 +32,7 @@
 //!
 //! Linear codes are stored with an offset that makes them unsigned (8 for `q4l` and `i4`, 16 for `q5` and `i5`, 32 for `q6`);
 //! those of `i4m` and `i5m` are unsigned; `q4` stores the index into the table; `q8` and `q8r` are two's complement.
+//! **Thin** panels (adapters' factors) are float panels without the padding of K.
 //! Float formats store, for each `k` in `0..K_padded`, the 16 rows' values side by side (f32 or f16).
 
 /// Rows stored together.
@@ -269,6 +270,21 @@ impl WeightFormat {
         match self.checked_panel_bytes(k) {
             Some(bytes) => n.div_ceil(PANEL_ROWS).checked_mul(bytes),
             None => None,
+        }
+    }
+
+    /// Bytes of a thin panel of `k` inputs, for the float formats.
+    #[must_use]
+    pub const fn thin_panel_bytes(self, k: usize) -> usize {
+        k * PANEL_ROWS * self.code_bits() / 8
+    }
+
+    /// Bytes of a thin matrix of `n` outputs × `k` inputs; `None` where it overflows.
+    #[must_use]
+    pub const fn checked_thin_bytes(self, n: usize, k: usize) -> Option<usize> {
+        match n.div_ceil(PANEL_ROWS).checked_mul(k) {
+            Some(columns) if columns <= isize::MAX as usize / (PANEL_ROWS * 4) => Some(self.thin_panel_bytes(columns)),
+            _ => None,
         }
     }
 

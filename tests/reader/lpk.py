@@ -8,7 +8,8 @@ The test `reader` compares it with the runtime: what the documents say is what t
 import hashlib, json, struct, sys
 
 SECTIONS = {1: "strings", 2: "meta", 3: "info", 4: "entries", 5: "ops", 6: "buffers", 7: "caches", 8: "outputs",
-            9: "tensors", 10: "slots", 11: "labels", 12: "tokenizer", 13: "weights"}
+            9: "tensors", 10: "slots", 11: "labels", 12: "tokenizer", 13: "weights",
+            14: "patches", 15: "indices", 16: "members"}
 FORMATS = ["f32", "f16", "q8", "q8r", "q4", "q4l", "q5", "q6"]
 CODE_BYTES = {"q8": 512, "q8r": 512, "q4": 256, "q4l": 256, "q5": 256, "q6": 256}  # of a group's 16 rows
 PLANE_BYTES = {"q5": 64, "q6": 128}
@@ -43,8 +44,8 @@ class File:
         return {self.text(a, b): self.text(c, d) for a, b, c, d in struct.iter_unpack("<IIII", self.sections["meta"])}
 
     def tensors(self):
-        for a, b, kind, form, rows, cols, zero, offset, n in struct.iter_unpack("<IIHHIIIQQ", self.sections["tensors"]):
-            assert zero == 0 and offset % 64 == 0
+        for a, b, kind, form, rows, cols, slot, offset, n in struct.iter_unpack("<IIHHIIIQQ", self.sections["tensors"]):
+            assert (kind == 1 or slot == 0xFFFFFFFF) and offset % 64 == 0
             data = self.sections["weights"][offset:offset + n]
             if kind == 1:
                 yield self.text(a, b), "vector", rows, cols, struct.unpack("<%df" % (rows * cols), data)

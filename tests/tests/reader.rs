@@ -16,6 +16,7 @@ fn digest(file: &File<'_>, index: u32) -> (f64, f64) {
     let add = |(sum, square): (f64, f64), v: &f32| (sum + f64::from(*v), square + f64::from(*v) * f64::from(*v));
     match file.tensor(index).expect("a tensor of the table") {
         Tensor::Vector { data, .. } => data.iter().fold((0.0, 0.0), add),
+        Tensor::Thin(_) => panic!("tensor {index}: thin tensors are for adapters"),
         Tensor::Panels { format, rows, cols, data } => {
             let mut row = vec![0.0; cols];
             let mut total = (0.0, 0.0);

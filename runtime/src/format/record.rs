@@ -88,6 +88,17 @@ pub enum SectionId {
     Tokenizer = 12,
     /// Weight data.
     Weights = 13,
+    /// [`PatchRecord`]s of an adapter.
+    Patches = 14,
+    /// u32 row numbers that patches refer to, and the tokens that switch an adapter on.
+    Indices = 15,
+    /// [`MemberRecord`]s of a bundle.
+    Members = 16,
+}
+
+impl SectionId {
+    /// The largest id.
+    pub const LAST: Self = Self::Members;
 }
 
 /// One entry of the section table, 32 bytes.
@@ -233,8 +244,10 @@ pub struct Info {
     pub per_token: u32,
     /// Bytes of activation memory per output row of a step.
     pub per_output: u32,
+    /// Of an adapter: how many tokens, at the end of the indices, switch it on; 0 if it always acts.
+    pub invocation: u32,
     /// Zero.
-    pub reserved: [u32; 32],
+    pub reserved: [u32; 31],
 }
 
 /// Which rows a buffer has.
@@ -329,8 +342,10 @@ pub struct EntryRecord {
     pub output_count: u32,
     /// Positions that this entry can take (position table, or the model's maximum).
     pub max_positions: u32,
-    /// Zero.
-    pub reserved: u64,
+    /// First op of the task head (an adapter may bring another head), or the end of the ops.
+    pub head_op: u32,
+    /// Buffer of the hidden states that the head starts from, or [`NONE`] where no other head can stand.
+    pub head_buffer: u32,
 }
 
 /// A named result, 24 bytes: columns `col .. col + width` of a buffer.
@@ -355,6 +370,8 @@ pub enum TensorKind {
     Panels = 0,
     /// `rows · cols` f32, row-major.
     Vector = 1,
+    /// Panels of 16 rows without padded inputs, `f32` or `f16`: for every input the 16 rows' values side by side.
+    Thin = 2,
 }
 
 /// A tensor, 40 bytes.
@@ -371,19 +388,32 @@ pub struct TensorRecord {
     pub rows: u32,
     /// Inputs (K).
     pub cols: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The [`SlotKind::Vector`] slot of this tensor, or [`NONE`].
+    pub slot: u32,
     /// Offset in the weights section, a multiple of 64.
     pub offset: u64,
     /// Bytes.
     pub len: u64,
 }
 
-/// A place an adapter can attach: rows of a tensor under the framework's module name, 32 bytes. Sorted by name.
+/// What stands at a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SlotKind {
+    /// Rows of a matrix to multiply with.
+    Linear = 0,
+    /// A table to look up rows in.
+    Embed = 1,
+    /// A vector: norm weights, attention biases.
+    Vector = 2,
+}
+
+/// A place an adapter can attach, 32 bytes. Slots stand in the order of the program; their number and order do not
+/// depend on the weights' formats, so an adapter file refers to them by number.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct SlotRecord {
-    /// Module path, e.g. `model.layers.0.self_attn.q_proj`.
+    /// Module path, e.g. `model.layers.0.self_attn.q_proj`; for vectors the tensor's name.
     pub module: StrRef,
     /// Index of the tensor.
     pub tensor: u32,
@@ -393,8 +423,69 @@ pub struct SlotRecord {
     pub rows: u32,
     /// Inputs.
     pub cols: u32,
+    /// [`SlotKind`].
+    pub kind: u32,
     /// Zero.
-    pub reserved: u64,
+    pub reserved: u32,
+}
+
+/// What an adapter does at a slot, 64 bytes. Sorted by slot, one at most for each.
+///
+/// With the slot's rows `W`, weight `s` and input `x`, by kind:
+///
+/// ```text
+/// linear   t = A·x      y = gain ⊙ (W·x + s·B·t[a_row..])  + bias         B none: s·t[a_row..] is added to the rows `indices`
+/// embed    gain ⊙ (W[i] + s·B·A[i])                                        or `values` in place of the rows `indices`
+/// vector   `values` in place of W
+/// ```
+/// Without indices, `B` none adds to all rows and `values` takes the place of the whole table.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct PatchRecord {
+    /// The slot's module.
+    pub module: StrRef,
+    /// Index of the base's slot.
+    pub slot: u32,
+    /// [`SlotKind`].
+    pub kind: u32,
+    /// The slot's rows.
+    pub rows: u32,
+    /// The slot's inputs.
+    pub cols: u32,
+    /// A, `[ranks, cols]` (several patches may share one; thin, or panels in `q8`), for a table thin `[rows, rank]`; or [`NONE`].
+    pub a: u32,
+    /// First row of A that is meant.
+    pub a_row: u32,
+    /// B, thin `[rows, rank]`, for a table `[cols, rank]`; or [`NONE`].
+    pub b: u32,
+    /// Factor of every output, or [`NONE`].
+    pub gain: u32,
+    /// Bias in place of the base's, or [`NONE`].
+    pub bias: u32,
+    /// Values in place of the base's, or [`NONE`].
+    pub values: u32,
+    /// First index of replaced rows.
+    pub index_start: u32,
+    /// How many; ascending.
+    pub index_count: u32,
+    /// Zero.
+    pub reserved: [u32; 2],
+}
+
+/// A file in a bundle, 32 bytes. The first is the base, the others are adapters, sorted by name.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct MemberRecord {
+    /// Name; of the base empty.
+    pub name: StrRef,
+    /// [`FileKind`].
+    pub kind: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Offset in the weights section, a multiple of 4096.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
 }
 
 /// Columns from `col` on of a buffer's rows.
@@ -462,5 +553,7 @@ const _: () = {
     assert!(size_of::<OutputRecord>() == 24);
     assert!(size_of::<TensorRecord>() == 40);
     assert!(size_of::<SlotRecord>() == 32);
+    assert!(size_of::<PatchRecord>() == 64);
+    assert!(size_of::<MemberRecord>() == 32);
     assert!(size_of::<OpRecord>() == 64);
 };

@@ -5,10 +5,12 @@ use bytemuck::{Pod, Zeroable};
 
 use super::record::{
     BufferRecord, CacheRecord, EntryRecord, FileKind, Header, Info, MAGIC, MetaRecord, NONE, OpRecord, OutputRecord,
-    SECTION_ALIGN, SectionId, SectionRecord, SlotRecord, StrRef, TensorKind, TensorRecord, VERSION, WEIGHTS_ALIGN,
+    PatchRecord, SECTION_ALIGN, SectionId, SectionRecord, SlotKind, SlotRecord, StrRef, TensorKind, TensorRecord,
+    VERSION, WEIGHTS_ALIGN,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::weights::{LINE, WeightFormat};
+use crate::kernels::f16_to_f32;
+use crate::weights::{LINE, PANEL_ROWS, WeightFormat};
 
 /// Feature bits that this runtime knows.
 pub const KNOWN_FEATURES: u64 = 0;
@@ -38,8 +40,12 @@ pub struct File<'a> {
     pub outputs: &'a [OutputRecord],
     /// Tensors.
     pub tensors: &'a [TensorRecord],
-    /// Slots, sorted by module.
+    /// Slots, in program order.
     pub slots: &'a [SlotRecord],
+    /// Patches of an adapter, sorted by slot.
+    pub patches: &'a [PatchRecord],
+    /// Row numbers that patches refer to.
+    pub indices: &'a [u32],
     /// Label names.
     pub labels: &'a [StrRef],
     /// Compiled tokenizer, empty if none.
@@ -72,6 +78,43 @@ pub enum Tensor<'a> {
         /// `rows · cols` values.
         data: &'a [f32],
     },
+    /// Row panels without padded inputs.
+    Thin(Thin<'a>),
+}
+
+/// Row panels without padded inputs: the narrow matrices of adapters.
+#[derive(Clone, Copy)]
+pub struct Thin<'a> {
+    /// `F32` or `F16`.
+    pub format: WeightFormat,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Panels, 64-byte aligned.
+    pub data: &'a [u8],
+}
+
+impl<'a> Thin<'a> {
+    /// The value of a row and an input.
+    #[must_use]
+    pub fn value(&self, row: usize, col: usize) -> f32 {
+        let bytes = self.format.thin_panel_bytes(1) / PANEL_ROWS;
+        let at = ((row / PANEL_ROWS * self.cols + col) * PANEL_ROWS + row % PANEL_ROWS) * bytes;
+        match self.data[at..at + bytes] {
+            [a, b] => f16_to_f32(u16::from_le_bytes([a, b])),
+            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+            _ => 0.0,
+        }
+    }
+
+    /// The inputs `cols` of panel `panel`, in a run.
+    #[must_use]
+    pub fn panel(&self, panel: usize, cols: core::ops::Range<usize>) -> &'a [u8] {
+        let bytes = self.format.thin_panel_bytes(1);
+        let first = panel * self.cols;
+        &self.data[(first + cols.start) * bytes..(first + cols.end) * bytes]
+    }
 }
 
 fn err(kind: ErrorKind, what: &'static str) -> Error {
@@ -85,44 +128,7 @@ impl<'a> File<'a> {
     /// A typed error naming the section or record: not an `.lpk` file, newer than this runtime,
     /// truncated, misaligned in memory, out of bounds, invalid.
     pub fn new_checked(bytes: &'a [u8]) -> Result<Self> {
-        if bytes.len() < size_of::<Header>() {
-            let magic = bytes.len() >= 8 && bytes[..8] == MAGIC;
-            return Err(err(if magic { ErrorKind::Truncated } else { ErrorKind::NotLpk }, "header")
-                .values(bytes.len() as u64, size_of::<Header>() as u64));
-        }
-        if bytes[..8] != MAGIC {
-            return Err(err(ErrorKind::NotLpk, "header.magic"));
-        }
-        if !(bytes.as_ptr() as usize).is_multiple_of(LINE) {
-            return Err(err(ErrorKind::Misaligned, "address of the file in memory")
-                .values((bytes.as_ptr() as usize % LINE) as u64, LINE as u64));
-        }
-        let header: &Header = bytemuck::from_bytes(&bytes[..size_of::<Header>()]);
-        if header.version > VERSION {
-            return Err(err(ErrorKind::TooNew, "header.version").values(header.version.into(), VERSION.into()));
-        }
-        if header.version == 0 || header.reserved != 0 {
-            return Err(err(ErrorKind::Invalid, "header.version").values(header.version.into(), VERSION.into()));
-        }
-        if header.required & !KNOWN_FEATURES != 0 {
-            return Err(err(ErrorKind::TooNew, "header.required").values(header.required, KNOWN_FEATURES));
-        }
-        if ![FileKind::Model as u32, FileKind::Adapter as u32, FileKind::Bundle as u32].contains(&header.kind) {
-            return Err(err(ErrorKind::Invalid, "header.kind").values(header.kind.into(), 1));
-        }
-        if header.codebook.iter().any(|&c| c > 127) {
-            return Err(err(ErrorKind::Invalid, "header.codebook"));
-        }
-        match header.file_len.cmp(&(bytes.len() as u64)) {
-            core::cmp::Ordering::Equal => {}
-            core::cmp::Ordering::Greater => {
-                return Err(err(ErrorKind::Truncated, "header.file_len").values(bytes.len() as u64, header.file_len));
-            }
-            core::cmp::Ordering::Less => {
-                return Err(err(ErrorKind::Invalid, "bytes after the end of the file")
-                    .values(bytes.len() as u64, header.file_len));
-            }
-        }
+        let header = check_header(bytes)?;
         let sections = Sections::new_checked(bytes, header)?;
         let strings = core::str::from_utf8(sections.blob(SectionId::Strings))
             .map_err(|e| err(ErrorKind::Invalid, "strings: not UTF-8").values(e.valid_up_to() as u64, 0))?;
@@ -142,6 +148,8 @@ impl<'a> File<'a> {
             outputs: sections.records(SectionId::Outputs)?,
             tensors: sections.records(SectionId::Tensors)?,
             slots: sections.records(SectionId::Slots)?,
+            patches: sections.records(SectionId::Patches)?,
+            indices: sections.records(SectionId::Indices)?,
             labels: sections.records(SectionId::Labels)?,
             tokenizer: sections.blob(SectionId::Tokenizer),
             weights: sections.blob(SectionId::Weights),
@@ -177,11 +185,12 @@ impl<'a> File<'a> {
         let t = self.tensors.get(i as usize)?;
         let data = &self.weights[t.offset as usize..(t.offset + t.len) as usize];
         let (rows, cols) = (t.rows as usize, t.cols as usize);
-        if t.kind == TensorKind::Vector as u16 {
-            Some(Tensor::Vector { rows, cols, data: bytemuck::cast_slice(data) })
-        } else {
-            Some(Tensor::Panels { format: WeightFormat::from_u16(t.format)?, rows, cols, data })
-        }
+        let format = WeightFormat::from_u16(t.format)?;
+        Some(match t.kind {
+            k if k == TensorKind::Vector as u16 => Tensor::Vector { rows, cols, data: bytemuck::cast_slice(data) },
+            k if k == TensorKind::Thin as u16 => Tensor::Thin(Thin { format, rows, cols, data }),
+            _ => Tensor::Panels { format, rows, cols, data },
+        })
     }
 
     fn verify_str(&self, r: StrRef, what: &'static str, index: usize) -> Result<()> {
@@ -213,18 +222,27 @@ impl<'a> File<'a> {
         }
         for (i, s) in self.slots.iter().enumerate() {
             self.verify_str(s.module, "slots.module", i)?;
-            if i > 0 && self.str(self.slots[i - 1].module) >= self.str(s.module) {
-                return Err(err(ErrorKind::Invalid, "slots: modules not in order").index(i as u64));
-            }
             let t = self.tensors.get(s.tensor as usize);
             let fits = t.is_some_and(|t| {
-                s.row_start.checked_add(s.rows).is_some_and(|end| end <= t.rows) && s.cols == t.cols && s.rows > 0
+                let vector = s.kind == SlotKind::Vector as u32;
+                let kind = if vector { TensorKind::Vector } else { TensorKind::Panels };
+                let whole = s.kind == SlotKind::Linear as u32 || (s.row_start == 0 && s.rows == t.rows);
+                s.row_start.checked_add(s.rows).is_some_and(|end| end <= t.rows)
+                    && s.cols == t.cols
+                    && s.rows > 0
+                    && s.kind <= SlotKind::Vector as u32
+                    && t.kind == kind as u16
+                    && whole
+                    && (!vector || t.slot as usize == i)
             });
-            if !fits {
+            if !fits || s.reserved != 0 {
                 return Err(err(ErrorKind::OutOfBounds, "slots")
                     .index(i as u64)
                     .values(s.tensor.into(), s.rows.into()));
             }
+        }
+        for (i, p) in self.patches.iter().enumerate() {
+            self.verify_str(p.module, "patches.module", i)?;
         }
         self.verify_str(self.info.architecture, "info.architecture", 0)?;
         self.verify_str(self.info.chat_template, "info.chat_template", 0)?;
@@ -271,8 +289,12 @@ impl<'a> File<'a> {
                 k if k == TensorKind::Vector as u16 && format == WeightFormat::F32 => {
                     rows.checked_mul(cols).and_then(|n| n.checked_mul(4))
                 }
+                k if k == TensorKind::Thin as u16 && format.is_float() => format.checked_thin_bytes(rows, cols),
                 k => return Err(fail(ErrorKind::Invalid, "tensors.kind").values(k.into(), 0)),
             };
+            if t.slot != NONE && self.slots.get(t.slot as usize).is_none_or(|s| s.tensor as usize != i) {
+                return Err(fail(ErrorKind::OutOfBounds, "tensors.slot").values(t.slot.into(), self.slots.len() as u64));
+            }
             if need.map(|n| n as u64) != Some(t.len) {
                 return Err(fail(ErrorKind::Invalid, "tensors.len").values(t.len, need.unwrap_or(0) as u64));
             }
@@ -281,14 +303,58 @@ impl<'a> File<'a> {
     }
 }
 
+/// Verifies the header of a file of any kind.
+pub(super) fn check_header(bytes: &[u8]) -> Result<&Header> {
+    if bytes.len() < size_of::<Header>() {
+        let magic = bytes.len() >= 8 && bytes[..8] == MAGIC;
+        return Err(err(if magic { ErrorKind::Truncated } else { ErrorKind::NotLpk }, "header")
+            .values(bytes.len() as u64, size_of::<Header>() as u64));
+    }
+    if bytes[..8] != MAGIC {
+        return Err(err(ErrorKind::NotLpk, "header.magic"));
+    }
+    if !(bytes.as_ptr() as usize).is_multiple_of(LINE) {
+        return Err(err(ErrorKind::Misaligned, "address of the file in memory")
+            .values((bytes.as_ptr() as usize % LINE) as u64, LINE as u64));
+    }
+    let header: &Header = bytemuck::from_bytes(&bytes[..size_of::<Header>()]);
+    if header.version > VERSION {
+        return Err(err(ErrorKind::TooNew, "header.version").values(header.version.into(), VERSION.into()));
+    }
+    if header.version == 0 || header.reserved != 0 {
+        return Err(err(ErrorKind::Invalid, "header.version").values(header.version.into(), VERSION.into()));
+    }
+    if header.required & !KNOWN_FEATURES != 0 {
+        return Err(err(ErrorKind::TooNew, "header.required").values(header.required, KNOWN_FEATURES));
+    }
+    if ![FileKind::Model as u32, FileKind::Adapter as u32, FileKind::Bundle as u32].contains(&header.kind) {
+        return Err(err(ErrorKind::Invalid, "header.kind").values(header.kind.into(), 1));
+    }
+    if header.codebook.iter().any(|&c| c > 127) {
+        return Err(err(ErrorKind::Invalid, "header.codebook"));
+    }
+    match header.file_len.cmp(&(bytes.len() as u64)) {
+        core::cmp::Ordering::Equal => {}
+        core::cmp::Ordering::Greater => {
+            return Err(err(ErrorKind::Truncated, "header.file_len").values(bytes.len() as u64, header.file_len));
+        }
+        core::cmp::Ordering::Less => {
+            return Err(
+                err(ErrorKind::Invalid, "bytes after the end of the file").values(bytes.len() as u64, header.file_len)
+            );
+        }
+    }
+    Ok(header)
+}
+
 /// The verified section table.
-struct Sections<'a> {
+pub(super) struct Sections<'a> {
     bytes: &'a [u8],
     table: &'a [SectionRecord],
 }
 
 impl<'a> Sections<'a> {
-    fn new_checked(bytes: &'a [u8], header: &Header) -> Result<Self> {
+    pub(super) fn new_checked(bytes: &'a [u8], header: &Header) -> Result<Self> {
         let start = size_of::<Header>();
         if header.section_offset as usize != start || header.section_count > MAX_SECTIONS {
             return Err(err(ErrorKind::Invalid, "header.section_count")
@@ -320,8 +386,8 @@ impl<'a> Sections<'a> {
             if table[..i].iter().any(|o| o.id == s.id) {
                 return Err(fail(ErrorKind::Invalid, "section.id: twice").values(s.id.into(), 0));
             }
-            if (s.id == 0 || s.id > SectionId::Weights as u32) && s.id < 0x8000_0000 {
-                return Err(fail(ErrorKind::TooNew, "section.id").values(s.id.into(), SectionId::Weights as u64));
+            if (s.id == 0 || s.id > SectionId::LAST as u32) && s.id < 0x8000_0000 {
+                return Err(fail(ErrorKind::TooNew, "section.id").values(s.id.into(), SectionId::LAST as u64));
             }
             free_from = s.offset + s.len;
         }
@@ -335,11 +401,11 @@ impl<'a> Sections<'a> {
         self.table.iter().find(|s| s.id == id as u32)
     }
 
-    fn blob(&self, id: SectionId) -> &'a [u8] {
+    pub(super) fn blob(&self, id: SectionId) -> &'a [u8] {
         self.find(id).map_or(&[], |s| &self.bytes[s.offset as usize..(s.offset + s.len) as usize])
     }
 
-    fn records<T: Pod + Zeroable>(&self, id: SectionId) -> Result<&'a [T]> {
+    pub(super) fn records<T: Pod + Zeroable>(&self, id: SectionId) -> Result<&'a [T]> {
         let Some(s) = self.find(id) else { return Ok(&[]) };
         if s.record_size as usize != size_of::<T>() {
             return Err(err(ErrorKind::Invalid, "section.record_size")

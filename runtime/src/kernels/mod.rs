@@ -24,6 +24,7 @@ mod table;
 
 pub use attend::{Attend, Bias, STEP as ATTEND_STEP};
 pub use elementwise::Act;
+pub(crate) use isa::scalar::f16_to_f32;
 pub use kv::{KV_ALIGN, KV_BLOCK, KvLayout, KvType, kv_head_bytes};
 pub use level::Level;
 pub use linear::{ActRows, MAX_TOKENS, dequant_row};

@@ -3,7 +3,7 @@
 //! Work is cut by kv head and by runs of tokens, so that each key and value that a task reads serves all query heads that share it.
 
 use super::Context;
-use crate::format::record::{CacheKind, Operand};
+use crate::format::record::{CacheKind, Operand, RowKind};
 use crate::kernels::{Attend, Bias, KvType, kv_head_bytes};
 use crate::program::op::{BiasKind, Op};
 use crate::program::plan::cache_capacity;
@@ -59,12 +59,14 @@ pub fn run(cx: &mut Context<'_, '_>, op: &Op) {
     let s = shape(cx, cache);
     let heads = heads as usize;
     let group = heads / s.kv_heads;
-    let table = cx.vector(bias).unwrap_or(&[]);
-    let bias_width = table.len() / heads;
+    let base_table = cx.vector(bias).unwrap_or(&[]);
+    let bias_width = base_table.len() / heads;
+    let patches = cx.patches;
     let (kernels, step, workers, source_len) = (cx.kernels, cx.step, cx.workers, cx.source_len as usize);
     let mut first = 0;
     for segment in step.segments {
         let (past, len) = (segment.past as usize, segment.len as usize);
+        let table = patches.vector(bias, RowKind::Token, first).unwrap_or(base_table);
         let (region, mut out, q) =
             cx.arena.cache_split(cache, segment.sequence, (out, heads * s.value_dim), (q, heads * s.key_dim));
         let stored = if s.kind == CacheKind::Source as u32 { source_len } else { past + len };

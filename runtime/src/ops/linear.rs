@@ -4,8 +4,11 @@
 //! prefill a thread runs a block of tokens through a few panels before the next block, so that the panels stay in
 //! its first-level cache and the block's activations in its second.
 
+use core::ops::Range;
+
 use super::Context;
-use crate::format::record::Operand;
+use super::low_rank::{LowRank, Site};
+use crate::format::record::{NONE, Operand};
 use crate::format::view::Tensor;
 use crate::kernels::Act;
 use crate::kernels::Kernels;
@@ -34,6 +37,10 @@ struct Job<'s, 'm> {
     bias: Option<&'m [f32]>,
     act: Act,
     scale: f32,
+    /// The rows of the pass.
+    rows: Range<usize>,
+    /// What adapters add, and their low-rank values.
+    update: Option<(&'s LowRank<'m>, Rows<'s>)>,
     /// `None`: no residual; `Some(None)`: the output itself; `Some(Some(rows))`: another buffer.
     residual: Option<Option<Rows<'s>>>,
 }
@@ -44,7 +51,7 @@ pub fn run(
     a: Operand,
     out: Operand,
     residual: Operand,
-    weight: u32,
+    (weight, slot): (u32, u32),
     bias: u32,
     act: Act,
     scale: f32,
@@ -54,20 +61,28 @@ pub fn run(
     let bias = cx.vector(bias);
     let codebook = &cx.file.header.codebook;
     let kernels = cx.kernels;
-    let (y, x, residual) = if residual.is_none() {
-        let (y, [x]) = cx.arena.split((out, rows), [(a, cols)]);
-        (y, x, None)
-    } else if residual == out {
-        let (y, [x]) = cx.arena.split((out, rows), [(a, cols)]);
-        (y, x, Some(None))
-    } else {
-        let (y, [x, r]) = cx.arena.split((out, rows), [(a, cols), (residual, rows)]);
-        (y, x, Some(Some(r)))
-    };
-    let job = Job { kernels, codebook, format, cols, data, x, bias, act, scale, residual };
     let panels = rows.div_ceil(PANEL_ROWS);
     let per_task = panels.div_ceil(cx.workers.count() * TASKS_PER_THREAD).max(1);
-    y.each_block(cx.workers, PANEL_ROWS, per_task, |cols| job.task(cols));
+    let (kind, n) = cx.arena.rows_of(out);
+    let mut next = 0;
+    // One pass over the weight, but for steps with more adapters than one pass can hold.
+    while next < n {
+        let update = (slot != NONE && cx.patches.active())
+            .then(|| LowRank::begin(cx, Site { slot, weight, format, cols, input: a, kind }, next, n));
+        let pass = update.as_ref().map_or(0..n, |u| u.rows.clone());
+        next = pass.end;
+        let (y, [x, r], values) = match residual {
+            r if r.is_none() || r == out => {
+                let (y, [x], values) = cx.arena.split_low_rank((out, rows), [(a, cols)]);
+                (y, [x, x], values)
+            }
+            r => cx.arena.split_low_rank((out, rows), [(a, cols), (r, rows)]),
+        };
+        let residual = (!residual.is_none()).then(|| (residual != out).then_some(r));
+        let update = update.as_ref().map(|u| (u, values));
+        let job = Job { kernels, codebook, format, cols, data, x, bias, act, scale, rows: pass, update, residual };
+        y.each_block(cx.workers, PANEL_ROWS, per_task, |cols| job.task(cols));
+    }
 }
 
 impl Job<'_, '_> {
@@ -75,16 +90,20 @@ impl Job<'_, '_> {
     fn task(&self, mut out: ColsMut<'_>) {
         let panel_bytes = self.format.panel_bytes(self.cols);
         let panels = out.width().div_ceil(PANEL_ROWS);
-        let n = self.x.len();
+        let rows = self.rows.clone();
+        let mut work = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
         let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
-        for block in (0..n).step_by(TOKEN_BLOCK) {
+        for block in rows.clone().step_by(TOKEN_BLOCK) {
             for p in 0..panels {
                 let index = out.first_block + p;
                 let panel = &self.data[index * panel_bytes..][..panel_bytes];
-                for first in (block..n.min(block + TOKEN_BLOCK)).step_by(MAX_TOKENS) {
-                    let t = MAX_TOKENS.min(n - first).min(block + TOKEN_BLOCK - first);
+                for first in (block..rows.end.min(block + TOKEN_BLOCK)).step_by(MAX_TOKENS) {
+                    let t = MAX_TOKENS.min(rows.end - first).min(block + TOKEN_BLOCK - first);
                     let rows = ActRows::new(self.x.span(first, t), self.x.stride());
                     self.kernels.linear_panel(self.format, self.codebook, panel, self.cols, rows, &mut tile[..t]);
+                    if let Some((update, values)) = &self.update {
+                        update.update(self.kernels, values, index, first, &mut tile[..t], &mut work);
+                    }
                     for (i, sums) in tile[..t].iter().enumerate() {
                         self.epilogue(sums, index, first + i, &mut out.row(first + i)[p * PANEL_ROWS..]);
                     }
@@ -98,7 +117,9 @@ impl Job<'_, '_> {
     fn epilogue(&self, sums: &[f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
         let first = panel * PANEL_ROWS;
         let mut y = *sums;
-        if let Some(bias) = self.bias {
+        if let Some(bias) = self.update.and_then(|(update, _)| update.bias(self.bias, panel, row)) {
+            each(&mut y, &bias, |y, b| y + b);
+        } else if let Some(bias) = self.bias {
             each(&mut y, &sixteen(&bias[first..]), |y, b| y + b);
         }
         if self.act != Act::None {

@@ -6,7 +6,9 @@ mod attention;
 mod elementwise;
 mod embed;
 mod linear;
+mod low_rank;
 mod norm;
+mod patches;
 mod rotary;
 mod select;
 
@@ -18,6 +20,8 @@ use crate::program::plan::SessionConfig;
 use crate::session::Step;
 use crate::session::arena::Arena;
 use crate::session::workers::Workers;
+
+pub use patches::Patches;
 
 /// What an op runs in.
 pub struct Context<'s, 'm> {
@@ -37,6 +41,8 @@ pub struct Context<'s, 'm> {
     pub source_len: u32,
     /// Stands in for the panels of a linear's matrix.
     pub panels: Option<&'s [u8]>,
+    /// The adapters of the step's rows.
+    pub patches: Patches<'s, 'm>,
 }
 
 impl<'m> Context<'_, 'm> {
@@ -55,15 +61,15 @@ impl<'m> Context<'_, 'm> {
 /// Runs one op of a verified program.
 pub fn run(op: &Op, cx: &mut Context<'_, '_>) {
     match *op {
-        Op::Embed { table, source, offset, scale, out, width } => {
-            embed::run(cx, table, source, offset, scale, (out, width as usize));
+        Op::Embed { table, source, offset, scale, out, width, slot } => {
+            embed::run(cx, (table, slot), source, offset, scale, (out, width as usize));
         }
         Op::Norm { kind, a, out, width, groups, eps, weight, bias } => {
             norm::run(cx, kind, a, out, (width as usize, groups as usize), eps, weight, bias);
         }
         Op::Quantize { a, out, width } => linear::quantize(cx, a, out, width as usize),
-        Op::Linear { a, out, residual, weight, bias, act, scale, width: _ } => {
-            linear::run(cx, a, out, residual, weight, bias, act, scale);
+        Op::Linear { a, out, residual, weight, bias, act, scale, width: _, slot } => {
+            linear::run(cx, a, out, residual, (weight, slot), bias, act, scale);
         }
         Op::Gated { gate, up, out, width, act } => elementwise::gated(cx, gate, up, out, width as usize, act),
         Op::Activation { a, out, width, act } => elementwise::activation(cx, a, out, width as usize, act),

@@ -16,23 +16,29 @@ pub fn run(
     weight: u32,
     bias: u32,
 ) {
-    let (weight, bias) = (cx.vector(weight), cx.vector(bias));
-    let kernels = cx.kernels;
-    let one = |x: Option<&[f32]>, out: &mut [f32]| match x {
-        Some(x) => apply(kernels, kind, x, weight, bias, eps, out),
-        None => apply_in_place(kernels, kind, out, weight, bias, eps),
+    let base = (cx.vector(weight), cx.vector(bias));
+    let (kernels, patches, rows) = (cx.kernels, cx.patches, cx.arena.rows_of(out).0);
+    // Adapters may bring weights of their own for a row.
+    let of_row =
+        |row: usize| (patches.vector(weight, rows, row).or(base.0), patches.vector(bias, rows, row).or(base.1));
+    let one = |row: usize, x: Option<&[f32]>, out: &mut [f32]| {
+        let (weight, bias) = of_row(row);
+        match x {
+            Some(x) => apply(kernels, kind, x, weight, bias, eps, out),
+            None => apply_in_place(kernels, kind, out, weight, bias, eps),
+        }
     };
     if a == out {
-        cx.arena.out(out, width * groups).each_row(cx.workers, |_, row| {
+        cx.arena.out(out, width * groups).each_row(cx.workers, |i, row| {
             for run in row.chunks_exact_mut(width) {
-                one(None, run);
+                one(i, None, run);
             }
         });
     } else {
         let (out, [a]) = cx.arena.split((out, width * groups), [(a, width * groups)]);
         out.each_row(cx.workers, |i, row| {
             for (x, run) in a.row(i).chunks_exact(width).zip(row.chunks_exact_mut(width)) {
-                one(Some(x), run);
+                one(i, Some(x), run);
             }
         });
     }

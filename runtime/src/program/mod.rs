@@ -5,4 +5,4 @@ pub mod plan;
 pub mod verify;
 
 pub use op::{BiasKind, EmbedSource, NormKind, Op, OpCode, SelectRows};
-pub use plan::{Plan, SessionConfig};
+pub use plan::{AdapterNeeds, Plan, SessionConfig};

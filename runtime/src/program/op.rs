@@ -127,6 +127,8 @@ pub enum Op {
         out: Operand,
         /// Columns.
         width: u32,
+        /// The table's slot or [`NONE`].
+        slot: u32,
     },
     /// Normalises `groups` consecutive runs of `width` each.
     Norm {
@@ -174,6 +176,8 @@ pub enum Op {
         scale: f32,
         /// Outputs: the weight's rows.
         width: u32,
+        /// The first of the weight's slots, which follow each other, or [`NONE`].
+        slot: u32,
     },
     /// `out = act(gate) · up`.
     Gated {
@@ -353,8 +357,8 @@ impl Op {
     pub fn encode(&self) -> OpRecord {
         let base = |width| blank(self.code(), width);
         match *self {
-            Self::Embed { table, source, offset, scale, out, width } => {
-                OpRecord { out, w0: table, p: [source as u32, offset, scale.to_bits(), 0, 0, 0], ..base(width) }
+            Self::Embed { table, source, offset, scale, out, width, slot } => {
+                OpRecord { out, w0: table, p: [source as u32, offset, scale.to_bits(), slot, 0, 0], ..base(width) }
             }
             Self::Norm { kind, a, out, width, groups, eps, weight, bias } => OpRecord {
                 a,
@@ -365,13 +369,13 @@ impl Op {
                 ..base(width)
             },
             Self::Quantize { a, out, width } => OpRecord { a, out, ..base(width) },
-            Self::Linear { a, out, residual, weight, bias, act, scale, width } => OpRecord {
+            Self::Linear { a, out, residual, weight, bias, act, scale, width, slot } => OpRecord {
                 a,
                 b: residual,
                 out,
                 w0: weight,
                 w1: bias,
-                p: [act as u32, scale.to_bits(), 0, 0, 0, 0],
+                p: [act as u32, scale.to_bits(), slot, 0, 0, 0],
                 ..base(width)
             },
             Self::Gated { gate, up, out, width, act } => {
@@ -448,6 +452,7 @@ impl Op {
                 scale: f(p[2]),
                 out: r.out,
                 width: r.width,
+                slot: p[3],
             },
             OpCode::Norm => Self::Norm {
                 kind: match p[0] {
@@ -473,6 +478,7 @@ impl Op {
                 act: act(p[0])?,
                 scale: f(p[1]),
                 width: r.width,
+                slot: p[2],
             },
             OpCode::Gated => Self::Gated { gate: r.a, up: r.b, out: r.out, width: r.width, act: act(p[0])? },
             OpCode::Activation => Self::Activation { a: r.a, out: r.out, width: r.width, act: act(p[0])? },

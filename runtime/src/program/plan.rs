@@ -1,8 +1,9 @@
 //! The memory plan: exactly how many bytes a session needs, known before running.
 //!
 //! ```text
-//! arena = T · per_token + R · per_output + Σ caches
+//! arena = T · per_token + R · per_output + Σ caches + adapters
 //! cache = sequences · capacity · …   capacity = context, tokens or source positions by its kind, in blocks of 16
+//! adapters = max(T, R) · rank · 4 + T · head per_token + R · head per_output + 16 · (sequences + 1), in lines of 64
 //! ```
 
 use crate::format::record::{CacheKind, CacheRecord, Info};
@@ -27,6 +28,74 @@ pub struct SessionConfig {
     pub sequences: u32,
     /// Element type of the KV cache.
     pub kv: KvType,
+    /// What the adapters that requests may use need, [`AdapterNeeds::NONE`] without adapters.
+    pub adapters: AdapterNeeds,
+}
+
+/// What adapters need of a session's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AdapterNeeds {
+    /// Whether there are adapters at all: the session then remembers what each sequence's cache was computed with.
+    pub used: bool,
+    /// Low-rank values of one row that an op holds at most, a multiple of 16.
+    pub rank: u32,
+    /// Activation bytes per token of the largest head that an adapter brings.
+    pub per_token: u32,
+    /// Activation bytes per output row of it.
+    pub per_output: u32,
+}
+
+const fn larger(a: u32, b: u32) -> u32 {
+    if a > b { a } else { b }
+}
+
+impl AdapterNeeds {
+    /// No adapters.
+    pub const NONE: Self = Self { used: false, rank: 0, per_token: 0, per_output: 0 };
+
+    /// Enough for requests that use the one or the other.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self {
+            used: self.used || other.used,
+            rank: larger(self.rank, other.rank),
+            per_token: larger(self.per_token, other.per_token),
+            per_output: larger(self.per_output, other.per_output),
+        }
+    }
+
+    /// Enough for requests that use both at once.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { rank: self.rank.saturating_add(other.rank), ..self.or(other) }
+    }
+
+    /// Whether a session with these needs can serve `other`.
+    #[must_use]
+    pub const fn covers(&self, other: &Self) -> bool {
+        (self.used || !other.used)
+            && self.rank >= other.rank
+            && self.per_token >= other.per_token
+            && self.per_output >= other.per_output
+    }
+
+    /// Bytes of the low-rank values of one row.
+    #[must_use]
+    pub const fn row_bytes(&self) -> u64 {
+        (self.rank as u64 * 4).next_multiple_of(ARENA_ALIGN as u64)
+    }
+
+    /// Bytes of an arena.
+    #[must_use]
+    pub const fn bytes(&self, config: &SessionConfig) -> u64 {
+        let (tokens, outputs) = (config.tokens as u64, config.outputs as u64);
+        let rows = if tokens > outputs { tokens } else { outputs };
+        let keys = if self.used { 16 * (config.sequences as u64 + 1) } else { 0 };
+        (rows * self.row_bytes())
+            .saturating_add(self.per_token as u64 * tokens)
+            .saturating_add(self.per_output as u64 * outputs)
+            .saturating_add(keys.next_multiple_of(ARENA_ALIGN as u64))
+    }
 }
 
 /// Byte counts of a session.
@@ -38,6 +107,8 @@ pub struct Plan {
     pub activation_bytes: u64,
     /// KV cache bytes.
     pub kv_bytes: u64,
+    /// Bytes for adapters.
+    pub adapter_bytes: u64,
 }
 
 /// Positions that a cache of this kind holds.
@@ -72,7 +143,9 @@ pub const fn plan(info: &Info, caches: &[CacheRecord], config: &SessionConfig) -
         kv_bytes = kv_bytes.saturating_add(cache_bytes(&caches[i], config).saturating_mul(copies));
         i += 1;
     }
-    Plan { arena_bytes: activation_bytes.saturating_add(kv_bytes), activation_bytes, kv_bytes }
+    let adapter_bytes = config.adapters.bytes(config);
+    let arena_bytes = activation_bytes.saturating_add(kv_bytes).saturating_add(adapter_bytes);
+    Plan { arena_bytes, activation_bytes, kv_bytes, adapter_bytes }
 }
 
 impl Plan {

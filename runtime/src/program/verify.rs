@@ -2,7 +2,7 @@
 //! exist, to fit and not to overlap, so the session runs without further checks.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::record::{BufferKind, BufferRecord, CacheKind, EntryKind, NONE, Operand, RowKind};
+use crate::format::record::{BufferKind, BufferRecord, CacheKind, EntryKind, NONE, Operand, RowKind, SlotKind};
 use crate::format::view::{File, Tensor};
 use crate::kernels::quant_row_bytes;
 use crate::program::op::{BiasKind, EmbedSource, NormKind, Op};
@@ -12,6 +12,8 @@ use crate::weights::WeightFormat;
 const MAX_WIDTH: u32 = 1 << 24;
 /// Bound on bytes per row of all buffers together.
 const MAX_ROW_AREA: u32 = 1 << 30;
+/// Most slots that one linear may have.
+pub const MAX_SLOTS: usize = 8;
 /// Largest head dimension the attention kernels take.
 pub const MAX_HEAD_DIM: u32 = 512;
 
@@ -20,8 +22,44 @@ pub const MAX_HEAD_DIM: u32 = 512;
 /// # Errors
 /// A typed error naming the table and record.
 pub fn verify(file: &File<'_>) -> Result<()> {
-    verify_buffers(file)?;
+    verify_buffers(file, None)?;
     verify_caches(file)?;
+    verify_entries(file)
+}
+
+/// Verifies the head that an adapter file brings: its one entry, whose first buffer stands for the base's hidden states
+/// of `hidden` columns and lies behind the head's own memory.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_head(file: &File<'_>, hidden: u32) -> Result<()> {
+    verify_buffers(file, Some(hidden))?;
+    verify_entries(file)?;
+    for (i, r) in file.ops.iter().enumerate() {
+        match Op::parse(r)? {
+            Op::Embed { slot, .. } | Op::Linear { slot, .. } if slot != NONE => {
+                return Err(Error::new(ErrorKind::Invalid, "ops.slot: in an adapter").index(i as u64));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The slots of a linear: those of its tensor from `first` on.
+pub fn linear_slots(file: &File<'_>, first: u32, weight: u32) -> core::ops::Range<u32> {
+    let mut end = first;
+    while let Some(s) = file.slots.get(end as usize)
+        && s.tensor == weight
+        && s.kind == SlotKind::Linear as u32
+        && ((end - first) as usize) < MAX_SLOTS
+    {
+        end += 1;
+    }
+    first..end
+}
+
+fn verify_entries(file: &File<'_>) -> Result<()> {
     for (i, e) in file.entries.iter().enumerate() {
         let fail = |what| Error::new(ErrorKind::OutOfBounds, what).index(i as u64);
         if e.kind != EntryKind::Decode as u32 && e.kind != EntryKind::Encode as u32 {
@@ -34,6 +72,15 @@ pub fn verify(file: &File<'_>) -> Result<()> {
         let ops_end = ops.ok_or_else(|| fail("entries.ops"))?;
         let outs = e.output_start.checked_add(e.output_count).filter(|end| *end as usize <= file.outputs.len());
         outs.ok_or_else(|| fail("entries.outputs"))?;
+        if e.head_op < e.op_start || e.head_op > ops_end {
+            return Err(fail("entries.head_op").values(e.head_op.into(), ops_end.into()));
+        }
+        if e.head_buffer != NONE {
+            let hidden = file.buffers.get(e.head_buffer as usize).ok_or_else(|| fail("entries.head_buffer"))?;
+            if (hidden.rows, hidden.kind) != (RowKind::Token as u16, BufferKind::F32 as u16) {
+                return Err(Error::new(ErrorKind::Invalid, "entries.head_buffer").index(i as u64));
+            }
+        }
         for index in e.op_start..ops_end {
             let context = Context { file, entry: e.kind, max_positions: e.max_positions };
             context.op(index).map_err(|mut err| {
@@ -50,7 +97,7 @@ pub fn verify(file: &File<'_>) -> Result<()> {
     Ok(())
 }
 
-fn verify_buffers(file: &File<'_>) -> Result<()> {
+fn verify_buffers(file: &File<'_>, hidden: Option<u32>) -> Result<()> {
     if file.info.per_token > MAX_ROW_AREA || file.info.per_output > MAX_ROW_AREA {
         return Err(
             Error::new(ErrorKind::Invalid, "info.per_token").values(file.info.per_token.into(), MAX_ROW_AREA.into())
@@ -82,6 +129,12 @@ fn verify_buffers(file: &File<'_>) -> Result<()> {
         };
         if b.row_bytes != need.next_multiple_of(64) || !b.offset.is_multiple_of(64) {
             return fail(ErrorKind::Misaligned, "buffers.row_bytes", b.row_bytes, need);
+        }
+        if let Some(width) = hidden.filter(|_| i == 0) {
+            if (b.width, b.rows, b.kind, b.offset) != (width, 0, 0, area) {
+                return fail(ErrorKind::Mismatch, "buffers: the hidden states", b.width, width);
+            }
+            continue;
         }
         if b.offset.checked_add(b.row_bytes).is_none_or(|end| end > area) {
             return fail(ErrorKind::OutOfBounds, "buffers.offset", b.offset, area);
@@ -176,13 +229,22 @@ impl Context<'_, '_> {
     fn panels(&self, tensor: u32) -> Result<(WeightFormat, u32, u32)> {
         match self.file.tensor(tensor) {
             Some(Tensor::Panels { format, rows, cols, .. }) => Ok((format, rows as u32, cols as u32)),
-            Some(Tensor::Vector { .. }) => {
+            Some(Tensor::Vector { .. } | Tensor::Thin(_)) => {
                 Err(Error::new(ErrorKind::Invalid, "op: panel tensor").values(tensor.into(), 0))
             }
             None => {
                 Err(Error::new(ErrorKind::OutOfBounds, "op: tensor")
                     .values(tensor.into(), self.file.tensors.len() as u64))
             }
+        }
+    }
+
+    fn slot(&self, slot: u32, tensor: u32, kind: SlotKind) -> Result<()> {
+        let fits = |s: &crate::format::record::SlotRecord| s.tensor == tensor && s.kind == kind as u32;
+        if slot == NONE || self.file.slots.get(slot as usize).is_some_and(fits) {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Invalid, "op: slot").values(slot.into(), tensor.into()))
         }
     }
 
@@ -206,7 +268,7 @@ impl Context<'_, '_> {
             Err(Error::new(ErrorKind::Invalid, what).values(found.into(), expected.into()))
         };
         match Op::decode(&self.file.ops[index as usize])? {
-            Op::Embed { table, source, offset, out, width, .. } => {
+            Op::Embed { table, source, offset, out, width, slot, .. } => {
                 self.float(out, width)?;
                 self.token_rows(out)?;
                 let (_, rows, cols) = self.panels(table)?;
@@ -224,6 +286,7 @@ impl Context<'_, '_> {
                 if rows < need {
                     return invalid("embed.table rows", rows, need);
                 }
+                self.slot(slot, table, SlotKind::Embed)?;
             }
             Op::Norm { kind, a, out, width, groups, weight, bias, .. } => {
                 let total = width.saturating_mul(groups);
@@ -242,7 +305,7 @@ impl Context<'_, '_> {
                 self.rows(out, &[(a, false)])?;
                 self.whole_quant_row(out, width)?;
             }
-            Op::Linear { a, out, residual, weight, bias, width, .. } => {
+            Op::Linear { a, out, residual, weight, bias, width, slot, .. } => {
                 let (format, n, k) = self.panels(weight)?;
                 if n != width {
                     return invalid("linear.width", width, n);
@@ -260,6 +323,7 @@ impl Context<'_, '_> {
                     self.rows(out, &[(residual, true)])?;
                 }
                 self.optional_vector(bias, n)?;
+                self.slot(slot, weight, SlotKind::Linear)?;
             }
             Op::Gated { gate, up, out, width, .. } => {
                 self.float(gate, width)?;

@@ -23,6 +23,10 @@ pub struct Arena<'m> {
     output_area: usize,
     /// Where the KV caches start.
     kv_area: usize,
+    /// Where the adapters' memory starts: low-rank values, a head's token and output rows, the sequences' keys.
+    adapter_area: usize,
+    /// The buffers of the head that is running in place of the base's, and the base's buffer that is its first.
+    head: Option<(&'m [BufferRecord], u16)>,
     /// Rows of the current step.
     tokens: usize,
     outputs: usize,
@@ -52,12 +56,15 @@ impl<'m> Arena<'m> {
         memory[..plan.arena_bytes as usize].fill(0);
         let output_area = file.info.per_token as usize * config.tokens as usize;
         let kv_area = plan.activation_bytes as usize;
+        let adapter_area = (plan.activation_bytes + plan.kv_bytes) as usize;
         Ok(Self {
             base: memory.as_mut_ptr(),
             file,
             config,
             output_area,
             kv_area,
+            adapter_area,
+            head: None,
             tokens: 0,
             outputs: 0,
             _arena: PhantomData,
@@ -79,12 +86,68 @@ impl<'m> Arena<'m> {
                 .values(outputs as u64, self.config.outputs.into()));
         }
         (self.tokens, self.outputs) = (tokens, outputs);
+        self.head = None;
         Ok(())
+    }
+
+    /// From here on operands mean the buffers of an adapter's head, whose first is the base's buffer `hidden`.
+    pub fn begin_head(&mut self, buffers: &'m [BufferRecord], hidden: u16) {
+        self.head = Some((buffers, hidden));
+    }
+
+    /// What the cache of every sequence was computed with; the last one is the encoder's output. Empty without
+    /// adapters.
+    pub fn keys(&mut self) -> &mut [CacheKey] {
+        let needs = &self.config.adapters;
+        let count = if needs.used { self.config.sequences as usize + 1 } else { 0 };
+        let keys = needs.bytes(&self.config) as usize - (count * size_of::<CacheKey>()).next_multiple_of(ARENA_ALIGN);
+        // SAFETY: the plan ends with the keys, in bytes zeroed by `new` and disjoint from everything else; the place is
+        // a multiple of 64, and every bit pattern is a key. &mut self makes it exclusive.
+        unsafe { core::slice::from_raw_parts_mut(self.base.add(self.adapter_area + keys).cast(), count) }
+    }
+
+    /// Low-rank values: a row for every row of an op, `rank` wide.
+    fn low_rank(&self, rows: usize) -> Raw {
+        let needs = &self.config.adapters;
+        let (stride, bytes) = (needs.row_bytes() as usize, needs.rank as usize * 4);
+        assert!(rows <= self.config.tokens.max(self.config.outputs) as usize, "rows of a step");
+        // SAFETY: `adapter_area` begins with max(T, R) rows of this stride.
+        Raw { ptr: unsafe { self.base.add(self.adapter_area) }, stride, rows, bytes }
+    }
+
+    /// The low-rank values for writing, beside an input.
+    pub fn low_rank_mut(&mut self, input: (Operand, usize)) -> (RowsMut<'_>, Rows<'_>) {
+        let input = Rows { raw: self.raw(input.0, input.1), _memory: PhantomData };
+        (RowsMut { raw: self.low_rank(input.len()), _memory: PhantomData }, input)
+    }
+
+    /// As [`Arena::split`], and the low-rank values for reading.
+    pub fn split_low_rank<const N: usize>(
+        &mut self,
+        out: (Operand, usize),
+        inputs: [(Operand, usize); N],
+    ) -> (RowsMut<'_>, [Rows<'_>; N], Rows<'_>) {
+        let low = self.low_rank(self.place(out.0.buffer).2);
+        let (out, inputs) = self.split(out, inputs);
+        (out, inputs, Rows { raw: low, _memory: PhantomData })
     }
 
     /// Byte range (start, stride, rows) of a buffer in this step, and its record.
     fn place(&self, buffer: u16) -> (usize, usize, usize, &'m BufferRecord) {
-        let b = &self.file.buffers[usize::from(buffer)];
+        if let Some((buffers, _)) = self.head.filter(|_| buffer != 0) {
+            let b = &buffers[usize::from(buffer)];
+            let (needs, c) = (&self.config.adapters, &self.config);
+            let rows = c.tokens.max(c.outputs) as usize;
+            let area = self.adapter_area + rows * needs.row_bytes() as usize;
+            let (offset, stride) = (b.offset as usize, b.row_bytes as usize);
+            return if b.rows == RowKind::Token as u16 {
+                (area + offset * c.tokens as usize, stride, self.tokens, b)
+            } else {
+                let area = area + needs.per_token as usize * c.tokens as usize;
+                (area + offset * c.outputs as usize, stride, self.outputs, b)
+            };
+        }
+        let b = &self.file.buffers[usize::from(self.base_buffer(buffer))];
         let stride = b.row_bytes as usize;
         if b.rows == RowKind::Token as u16 {
             (b.offset as usize * self.config.tokens as usize, stride, self.tokens, b)
@@ -93,14 +156,27 @@ impl<'m> Arena<'m> {
         }
     }
 
+    /// The base's buffer that an operand means: its own, or that of the hidden states for a head.
+    fn base_buffer(&self, buffer: u16) -> u16 {
+        self.head.map_or(buffer, |(_, hidden)| hidden)
+    }
+
     fn raw(&self, at: Operand, width: usize) -> Raw {
         let (start, stride, rows, b) = self.place(at.buffer);
         let quant = b.kind == crate::format::record::BufferKind::Quant as u16;
         let (skip, bytes) = if quant { (0, stride) } else { (at.col as usize * 4, width * 4) };
         assert!(skip + bytes <= stride, "verified operand");
         // SAFETY: the verifier established offset + row_bytes <= per_token (per_output), so `rows` rows from `start`
-        // lie inside the planned arena, whose length `new` checked.
+        // lie inside the planned arena, whose length `new` checked; for a head the same holds of its own area, which
+        // the session compared with the plan.
         Raw { ptr: unsafe { self.base.add(start + skip) }, stride, rows, bytes }
+    }
+
+    /// Which rows an operand has, and how many in this step.
+    #[must_use]
+    pub fn rows_of(&self, at: Operand) -> (RowKind, usize) {
+        let (_, _, rows, b) = self.place(at.buffer);
+        (if b.rows == RowKind::Token as u16 { RowKind::Token } else { RowKind::Output }, rows)
     }
 
     /// A finished buffer for reading.
@@ -136,7 +212,7 @@ impl<'m> Arena<'m> {
     }
 
     fn capacity(&self, buffer: u16) -> usize {
-        if self.file.buffers[usize::from(buffer)].rows == RowKind::Token as u16 {
+        if self.place(buffer).3.rows == RowKind::Token as u16 {
             self.config.tokens as usize
         } else {
             self.config.outputs as usize
@@ -191,6 +267,18 @@ impl<'m> Arena<'m> {
         let (rows, [q]) = self.split(out, [input]);
         (region, rows, q)
     }
+}
+
+/// What a sequence's cache was computed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct CacheKey {
+    /// Identifies adapters and weights, 0 for the base.
+    pub set: u64,
+    /// First position that is not the base's.
+    pub from: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -285,6 +373,16 @@ impl RowsMut<'_> {
         unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) }
     }
 
+    /// The columns from `col` on, `width` of them.
+    #[must_use]
+    pub fn columns(mut self, col: usize, width: usize) -> Self {
+        assert!((col + width) * 4 <= self.raw.bytes, "columns in range");
+        // SAFETY: still inside the rows.
+        self.raw.ptr = unsafe { self.raw.ptr.add(col * 4) };
+        self.raw.bytes = width * 4;
+        self
+    }
+
     /// Runs `f` for every row, rows spread over the workers.
     pub fn each_bytes(self, workers: &dyn Workers, f: impl Fn(usize, &mut [u8]) + Sync) {
         let raw = SendRaw(self.raw);
@@ -376,6 +474,14 @@ impl TileMut<'_> {
     #[must_use]
     pub const fn rows(&self) -> usize {
         self.raw.rows
+    }
+
+    /// The tile's columns of its row `row`, counted from the tile's first.
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.raw.rows, "row in range");
+        // SAFETY: inside the rows of the tile, which belongs to this task alone.
+        let bytes = unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) };
+        bytemuck::cast_slice_mut(bytes)
     }
 
     /// Writes the result of an attention call of as many tokens as the tile has rows.

@@ -9,16 +9,17 @@ pub mod workers;
 
 use core::ops::Range;
 
+use crate::adapter::{Adapter, Set};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::record::{EntryKind, NONE, Operand};
-use crate::format::view::Tensor;
+use crate::format::record::{CacheKind, EntryKind, EntryRecord, NONE, Operand};
+use crate::format::view::{File, Tensor};
 use crate::kernels::Kernels;
 use crate::model::Model;
 use crate::ops;
 use crate::program::op::Op;
 use crate::program::plan::SessionConfig;
 
-use arena::{Arena, Rows};
+use arena::{Arena, CacheKey, Rows};
 use workers::Workers;
 
 /// Consecutive tokens of one sequence within a step.
@@ -116,6 +117,7 @@ impl Pass<'_, '_> {
             config: &session.config,
             source_len: session.source_len[0],
             panels,
+            patches: ops::Patches::same(session.model.file, &self.step, &Set::BASE),
         };
         ops::run(&op, &mut cx);
         Ok(())
@@ -136,6 +138,10 @@ pub struct Session<'m> {
     kernels: &'static Kernels,
     workers: &'m dyn Workers,
     source_len: [u32; 1],
+    /// The adapters of steps that do not say.
+    set: Set<'m>,
+    /// The adapter whose head ran last.
+    head: Option<&'m Adapter<'m>>,
 }
 
 impl<'m> Session<'m> {
@@ -162,7 +168,7 @@ impl<'m> Session<'m> {
             );
         }
         let arena = Arena::new(model.file, config, memory)?;
-        Ok(Self { model, config, arena, kernels, workers, source_len: [0] })
+        Ok(Self { model, config, arena, kernels, workers, source_len: [0], set: Set::BASE, head: None })
     }
 
     /// The model.
@@ -177,12 +183,43 @@ impl<'m> Session<'m> {
         &self.config
     }
 
+    /// Chooses the adapters of all further [`Session::run`]s: a copy of the set, nothing else.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Capacity`] when they need more than [`SessionConfig::adapters`] planned.
+    pub fn select(&mut self, set: Set<'m>) -> Result<()> {
+        self.check_set(&set)?;
+        self.set = set;
+        Ok(())
+    }
+
+    /// The adapters of [`Session::run`].
+    #[must_use]
+    pub const fn selected(&self) -> &Set<'m> {
+        &self.set
+    }
+
     /// Runs one step.
     ///
     /// # Errors
-    /// A token id, token type, position or row out of range, or more than was planned; nothing has run then.
+    /// A token id, token type, position or row out of range, or more than was planned; [`ErrorKind::Mismatch`] when a
+    /// sequence's past was computed with other adapters. Nothing has run then.
     pub fn run(&mut self, entry: EntryKind, step: &Step<'_>) -> Result<()> {
         self.run_observed(entry, step, &mut |_, _| {})
+    }
+
+    /// Runs one step with adapters of its own for every segment: `sets[i]` for `step.segments[i]`. Each segment gets
+    /// the bits that it gets alone.
+    ///
+    /// # Errors
+    /// As [`Session::run`] and [`Session::select`]; segments that need different heads.
+    pub fn run_with(&mut self, entry: EntryKind, step: &Step<'_>, sets: &[Set<'m>]) -> Result<()> {
+        if sets.len() != step.segments.len() {
+            return Err(Error::new(ErrorKind::Invalid, "sets: not one for each segment")
+                .values(sets.len() as u64, step.segments.len() as u64));
+        }
+        sets.iter().try_for_each(|s| self.check_set(s))?;
+        self.execute(entry, step, ops::Patches::each(self.model.file, step, sets), &mut |_, _| {})
     }
 
     /// Runs one step and tells `observer` before every op.
@@ -190,28 +227,83 @@ impl<'m> Session<'m> {
     /// # Errors
     /// As [`Session::run`].
     pub fn run_observed(&mut self, entry: EntryKind, step: &Step<'_>, observer: Observer<'_>) -> Result<()> {
-        let mut pass = self.start(entry, *step)?;
-        for index in pass.ops() {
-            observer(index, Some(&pass.op(index)?));
-            pass.run(index, None)?;
+        let set = self.set;
+        self.execute(entry, step, ops::Patches::same(self.model.file, step, &set), observer)
+    }
+
+    /// Starts a step of the base alone, whose ops the caller runs one by one: how calibration watches a model and puts
+    /// weights of its own in place of the file's.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn start<'r>(&'r mut self, entry: EntryKind, step: Step<'r>) -> Result<Pass<'r, 'm>> {
+        let (record, _) = self.begin(entry, &step, &ops::Patches::same(self.model.file, &step, &Set::BASE))?;
+        Ok(Pass { ops: record.op_start..record.op_start + record.op_count, session: self, step })
+    }
+
+    /// Checks a step and makes room for it; gives its entry and the adapter whose head takes the place of the entry's.
+    fn begin(
+        &mut self,
+        entry: EntryKind,
+        step: &Step<'_>,
+        patches: &ops::Patches<'_, 'm>,
+    ) -> Result<(&'m EntryRecord, Option<&'m Adapter<'m>>)> {
+        let record = self.model.entry(entry)?;
+        self.check(step, entry, record.max_positions, patches)?;
+        let head = head_of(step, record, patches)?;
+        self.check_caches(step, entry, patches)?;
+        self.arena.begin(step.tokens.len(), step.outputs.len())?;
+        self.remember(step, entry, patches);
+        self.head = head;
+        if entry == EntryKind::Encode {
+            self.source_len = [step.tokens.len() as u32];
+        }
+        Ok((record, head))
+    }
+
+    fn execute<'s>(
+        &mut self,
+        entry: EntryKind,
+        step: &'s Step<'s>,
+        patches: ops::Patches<'s, 'm>,
+        observer: Observer<'_>,
+    ) -> Result<()> {
+        let (record, head) = self.begin(entry, step, &patches)?;
+        let end = head.map_or(record.op_start + record.op_count, |_| record.head_op);
+        self.ops(self.model.file, record.op_start..end, step, patches, observer)?;
+        if let Some((file, own)) = head.and_then(|a| Some((a.file, a.head()?))) {
+            self.arena.begin_head(file.buffers, record.head_buffer as u16);
+            self.ops(file, own.op_start..own.op_start + own.op_count, step, patches.none(), observer)?;
         }
         observer(NONE, None);
         Ok(())
     }
 
-    /// Starts a step whose ops the caller runs one by one: how calibration watches a model and puts weights of its own
-    /// in place of the file's.
-    ///
-    /// # Errors
-    /// As [`Session::run`].
-    pub fn start<'r>(&'r mut self, entry: EntryKind, step: Step<'r>) -> Result<Pass<'r, 'm>> {
-        let record = self.model.entry(entry)?;
-        self.check(&step, entry, record.max_positions)?;
-        self.arena.begin(step.tokens.len(), step.outputs.len())?;
-        if entry == EntryKind::Encode {
-            self.source_len = [step.tokens.len() as u32];
+    fn ops<'s>(
+        &mut self,
+        file: File<'m>,
+        range: Range<u32>,
+        step: &'s Step<'s>,
+        patches: ops::Patches<'s, 'm>,
+        observer: Observer<'_>,
+    ) -> Result<()> {
+        for index in range {
+            let op = Op::parse(&file.ops[index as usize])?;
+            observer(index, Some(&op));
+            let mut cx = ops::Context {
+                file,
+                arena: &mut self.arena,
+                kernels: self.kernels,
+                workers: self.workers,
+                step,
+                config: &self.config,
+                source_len: self.source_len[0],
+                panels: None,
+                patches,
+            };
+            ops::run(&op, &mut cx);
         }
-        Ok(Pass { ops: record.op_start..record.op_start + record.op_count, session: self, step })
+        Ok(())
     }
 
     /// A named output of the entry that ran last: token rows, or one row per requested output.
@@ -220,22 +312,90 @@ impl<'m> Session<'m> {
     /// [`ErrorKind::Mismatch`] when the entry has no such output.
     pub fn output(&self, entry: EntryKind, name: &str) -> Result<Rows<'_>> {
         let record = self.model.entry(entry)?;
-        let outputs = self.model.outputs(record);
+        let own = self.head.and_then(|a| Some((a.file, a.head()?))).filter(|(_, e)| e.kind == entry as u32);
+        let (file, e) = own.unwrap_or((self.model.file, record));
+        let outputs = &file.outputs[e.output_start as usize..(e.output_start + e.output_count) as usize];
         let o = outputs
             .iter()
-            .find(|o| self.model.file.str(o.name) == name)
+            .find(|o| file.str(o.name) == name)
             .ok_or(Error::new(ErrorKind::Mismatch, "the model has no such output"))?;
         Ok(self.arena.read(o.at, o.width as usize))
     }
 
-    fn check(&self, step: &Step<'_>, entry: EntryKind, max_positions: u32) -> Result<()> {
+    /// How many of the first `past` cached positions of a sequence hold under the selected adapters: what other adapters
+    /// computed does not.
+    #[must_use]
+    pub fn reusable(&mut self, sequence: u32, past: u32) -> u32 {
+        let set = self.set;
+        let Some((_, keys)) = self.arena.keys().split_last_mut() else { return past };
+        let Some(key) = keys.get(sequence as usize) else { return 0 };
+        let (now, from) = set.key(past);
+        match key.set {
+            0 => past.min(from),
+            cached if cached == now => past,
+            _ => past.min(from).min(key.from),
+        }
+    }
+
+    fn check_set(&self, set: &Set<'m>) -> Result<()> {
+        let base = &self.model.file.header.fingerprint;
+        if set.iter().any(|a| a.adapter.file.header.fingerprint != *base) {
+            return Err(Error::new(ErrorKind::Mismatch, "an adapter for another base"));
+        }
+        if self.config.adapters.covers(&set.needs()) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Capacity, "adapters: more than the session was planned for")
+            .values(set.needs().rank.into(), self.config.adapters.rank.into()))
+    }
+
+    /// The past of every segment, and the encoder's output, come from the adapters that act now.
+    fn check_caches(&mut self, step: &Step<'_>, entry: EntryKind, patches: &ops::Patches<'_, 'm>) -> Result<()> {
+        let reads_source = entry == EntryKind::Decode && self.has_source();
+        let keys = self.arena.keys();
+        let Some((source, keys)) = keys.split_last_mut() else { return Ok(()) };
+        for (i, s) in step.segments.iter().enumerate() {
+            let set = patches.set(i);
+            let key = keys[s.sequence as usize];
+            let now = set.key(s.past).0;
+            let base = key.set == 0 || s.past <= key.from;
+            let fits = if base { now == 0 } else { key.set == now };
+            if entry == EntryKind::Decode && s.past > 0 && !fits {
+                return Err(Error::new(ErrorKind::Mismatch, "the sequence's past was computed with other adapters")
+                    .index(s.sequence.into()));
+            }
+            if reads_source && source.set != set.key(u32::MAX).0 {
+                return Err(Error::new(ErrorKind::Mismatch, "the encoder's output was computed with other adapters"));
+            }
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, step: &Step<'_>, entry: EntryKind, patches: &ops::Patches<'_, 'm>) {
+        let keys = self.arena.keys();
+        let Some((source, keys)) = keys.split_last_mut() else { return };
+        for (i, s) in step.segments.iter().enumerate() {
+            let whole = entry == EntryKind::Encode;
+            let (set, from) = patches.set(i).key(if whole { u32::MAX } else { s.past + s.len });
+            *(if whole { &mut *source } else { &mut keys[s.sequence as usize] }) = CacheKey { set, from, reserved: 0 };
+        }
+    }
+
+    fn has_source(&self) -> bool {
+        self.model.file.caches.iter().any(|c| c.kind == CacheKind::Source as u32)
+    }
+
+    fn check(
+        &self,
+        step: &Step<'_>,
+        entry: EntryKind,
+        max_positions: u32,
+        patches: &ops::Patches<'_, 'm>,
+    ) -> Result<()> {
         let fail = |what, found: u64, expected: u64| Err(Error::new(ErrorKind::Capacity, what).values(found, expected));
         let info = self.model.file.info;
         if step.tokens.is_empty() {
             return fail("tokens: none", 0, 1);
-        }
-        if let Some(id) = step.tokens.iter().find(|id| **id >= info.vocab) {
-            return fail("token id", (*id).into(), info.vocab.into());
         }
         if !step.token_types.is_empty() && step.token_types.len() != step.tokens.len() {
             return fail("token types", step.token_types.len() as u64, step.tokens.len() as u64);
@@ -256,6 +416,11 @@ impl<'m> Session<'m> {
             if step.segments[..i].iter().any(|o| o.sequence == s.sequence) {
                 return fail("segment: sequence twice", s.sequence.into(), 0);
             }
+            let vocab = patches.set(i).vocab().unwrap_or(info.vocab);
+            let tokens = step.tokens.iter().skip(total as usize).take(s.len as usize);
+            if let Some(id) = tokens.into_iter().find(|id| **id >= vocab) {
+                return fail("token id", (*id).into(), vocab.into());
+            }
             total += u64::from(s.len);
         }
         if total != step.tokens.len() as u64 {
@@ -266,8 +431,7 @@ impl<'m> Session<'m> {
             if step.segments.len() != 1 || step.segments[0].past != 0 {
                 return fail("encode: one whole sequence per step", step.segments.len() as u64, 1);
             }
-            let has_source = self.model.file.caches.iter().any(|c| c.kind == crate::format::CacheKind::Source as u32);
-            if has_source && total > self.config.source.into() {
+            if self.has_source() && total > self.config.source.into() {
                 return fail("source positions", total, self.config.source.into());
             }
         }
@@ -276,4 +440,25 @@ impl<'m> Session<'m> {
         }
         Ok(())
     }
+}
+
+/// The adapter whose head takes the place of the base's.
+fn head_of<'m>(
+    step: &Step<'_>,
+    entry: &EntryRecord,
+    patches: &ops::Patches<'_, 'm>,
+) -> Result<Option<&'m Adapter<'m>>> {
+    let own = |i: usize| patches.set(i).head().filter(|a| a.head().is_some_and(|e| e.kind == entry.kind));
+    let first = own(0);
+    for i in 1..step.segments.len() {
+        let same = match (first, own(i)) {
+            (None, None) => true,
+            (Some(a), Some(b)) => a.file.header.hash == b.file.header.hash,
+            _ => false,
+        };
+        if !same {
+            return Err(Error::new(ErrorKind::Mismatch, "segments of one step need different heads").index(i as u64));
+        }
+    }
+    Ok(first)
 }

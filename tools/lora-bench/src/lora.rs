@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use lora_runtime::format::EntryKind;
 use lora_runtime::kernels::{Kernels, KvType, Level};
 use lora_runtime::map::Mapping;
-use lora_runtime::program::SessionConfig;
+use lora_runtime::program::{AdapterNeeds, SessionConfig};
 use lora_runtime::threads::{ArenaBox, Pool};
 use lora_runtime::{Model, Segment, Session, Step};
 
@@ -62,7 +62,15 @@ pub fn verify(mapping: &Mapping) -> Result<Model<'_>> {
 
 /// The plan of a run.
 pub fn config(options: &Options, setup: Setup) -> SessionConfig {
-    SessionConfig { context: setup.context, tokens: setup.batch, outputs: 1, source: 0, sequences: 1, kv: options.kv }
+    SessionConfig {
+        context: setup.context,
+        tokens: setup.batch,
+        outputs: 1,
+        source: 0,
+        sequences: 1,
+        kv: options.kv,
+        adapters: AdapterNeeds::NONE,
+    }
 }
 
 /// Runs `f` with a session of the model.

@@ -36,6 +36,14 @@ pub struct Cli {
 pub enum Verb {
     /// Merge adapters into a base, quantize, and pack into one file
     Merge(MergeArgs),
+    /// Pack one adapter by itself: lora-run attaches it to the packed base, per request
+    Adapter(AdapterArgs),
+    /// Put a packed base and its adapters into one file
+    Bundle(BundleArgs),
+    /// Take a bundle apart again
+    Unbundle(UnbundleArgs),
+    /// Names of the adapters in a bundle
+    List(ListArgs),
     /// Show what a file holds: header, metadata, program, tensors
     Inspect(InspectArgs),
     /// Check a file: content hash, structure, program
@@ -136,6 +144,93 @@ impl Quant {
             Self::Auto => WeightFormat::Q4,
         }
     }
+}
+
+/// Arguments of `adapter`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lora-pack merge --base SmolLM2-135M-Instruct --quant q4 -o base.lpk           (the base, once)
+  lora-pack adapter --base SmolLM2-135M-Instruct --adapter home-control -o home.lpk
+  lora-pack adapter --base bert-base --adapter intents --labels on,off,dim --quant f16 -o intents.lpk
+  lora-run generate base.lpk --adapter home.lpk -p 'Turn on the light'")]
+pub struct AdapterArgs {
+    /// The base that the adapter was trained on: a Hugging Face folder, or a .safetensors file with its config.json
+    #[arg(long, value_name = "DIR|FILE")]
+    pub base: PathBuf,
+    /// Revision of a base that is named as on the Hub
+    #[arg(long, value_name = "REVISION")]
+    pub base_revision: Option<String>,
+    /// PEFT adapter folder, optionally with a weight that is folded in
+    #[arg(long, value_name = "DIR[=WEIGHT]")]
+    pub adapter: String,
+    /// Format of the factors: f32 f16 q8 (8-bit A, f16 B)
+    #[arg(long, value_name = "FORMAT", default_value = "q8", value_parser = parse_factor_format)]
+    pub quant: WeightFormat,
+    /// Label names by index: a,b,c or a .json file (list, or id2label map)
+    #[arg(long, value_name = "a,b,c|FILE.json")]
+    pub labels: Option<String>,
+    /// Task, where the adapter does not say: causal_lm, seq_cls, token_cls, …
+    #[arg(long, value_name = "TASK", value_parser = parse_task)]
+    pub task: Option<Task>,
+    /// Whether the base is the published model or, for adapters whose start changed it (pissa, olora, corda, …), the
+    /// changed one
+    #[arg(long, value_name = "original|residual")]
+    pub init_base: Option<String>,
+    /// Accept unknown adapter settings (each is still reported)
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object instead of the summary
+    #[arg(long)]
+    pub json: bool,
+    /// File to write
+    #[arg(short = 'o', long = "out", value_name = "OUT.lpk")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `bundle`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  lora-pack bundle base.lpk home.lpk style.lpk -o all.lpk
+  lora-run chat all.lpk --adapter home          (names are those of the files)")]
+pub struct BundleArgs {
+    /// The packed base
+    pub base: PathBuf,
+    /// Adapter files for it
+    #[arg(required = true, value_name = "ADAPTER.lpk")]
+    pub adapters: Vec<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// File to write
+    #[arg(short = 'o', long = "out", value_name = "OUT.lpk")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `unbundle`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lora-pack unbundle all.lpk -o parts          (parts/base.lpk, parts/home.lpk, …)")]
+pub struct UnbundleArgs {
+    /// The bundle
+    pub file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Folder to write; it must not exist
+    #[arg(short = 'o', long = "out", value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  lora-pack list all.lpk\n  lora-pack list all.lpk --json")]
+pub struct ListArgs {
+    /// The bundle
+    pub file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How several adapters are combined.
@@ -391,6 +486,11 @@ fn parse_effort(s: &str) -> Result<Effort, String> {
     Effort::ALL.into_iter().find(|e| e.name() == s).ok_or_else(|| "expected fast, normal or best".into())
 }
 
+fn parse_factor_format(s: &str) -> Result<WeightFormat, String> {
+    let fits = |f: &WeightFormat| matches!(f, WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Q8);
+    WeightFormat::from_name(s).filter(fits).ok_or_else(|| "expected f32, f16 or q8".into())
+}
+
 fn parse_task(s: &str) -> Result<Task, String> {
     let wanted = s.to_ascii_uppercase();
     let wanted = if wanted == "QUESTION_ANS" { "QUESTION_ANSWERING" } else { &wanted };
@@ -406,6 +506,10 @@ fn parse_task(s: &str) -> Result<Task, String> {
 /// Refused input or a failed check, ready to print.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.verb {
+        Verb::Adapter(a) => verb::adapter::run(&a),
+        Verb::Bundle(a) => verb::bundle::run(&a),
+        Verb::Unbundle(a) => verb::bundle::unbundle(&a),
+        Verb::List(a) => verb::bundle::list(&a),
         Verb::Merge(a) => verb::merge::run(&a),
         Verb::Inspect(a) => verb::inspect::run(&a),
         Verb::Verify(a) => verb::verify::run(&a),

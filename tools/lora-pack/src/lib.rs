@@ -1,5 +1,7 @@
 //! lora-pack as a library: what the command line does, callable from tests.
 
+pub mod adapter;
+pub mod bundle;
 pub mod calibrate;
 pub mod cli;
 pub mod compile;

@@ -8,11 +8,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail};
 use bytemuck::Zeroable;
 use half::f16;
-use lora_models::spec::{Lowered, Part, RowMap, Source, Storage, TensorSpec};
+use lora_models::spec::{Lowered, Part, RowMap, SlotSpec, Source, Storage, TensorSpec};
 use lora_models::{Checkpoint, Policy};
 use lora_runtime::Model;
 use lora_runtime::format::{
-    EntryRecord, FileKind, Info, NONE, OutputRecord, SlotRecord, StrRef, Task, TensorKind, TensorRecord,
+    EntryRecord, FileKind, Info, NONE, OutputRecord, SlotKind, SlotRecord, StrRef, Task, TensorKind, TensorRecord,
 };
 use lora_runtime::kernels::{KvType, pack_float_panel};
 use lora_runtime::weights::{PANEL_ROWS, WeightFormat};
@@ -94,7 +94,7 @@ pub struct PackReport {
 pub type Progress<'p> = &'p mut dyn FnMut(&'static str, u64, u64);
 
 /// The merged checkpoint as the lowering sees it.
-struct View<'a, 'b>(&'a Merged<'b>);
+pub(crate) struct View<'a, 'b>(pub &'a Merged<'b>);
 
 impl Checkpoint for View<'_, '_> {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
@@ -102,20 +102,35 @@ impl Checkpoint for View<'_, '_> {
     }
 }
 
-/// The task of a merged model: the user's word, the adapter's, then the base's head.
+/// The task of a merged model: the user's word, the adapter's, then the base's head. A base whose head is of no task
+/// is packed for its hidden states (see [`headless`]).
 ///
 /// # Errors
-/// When nobody says.
+/// When nobody says, and an adapter was made for one.
 pub fn task_of(merged: &Merged<'_>, options: &PackOptions) -> Result<Task> {
-    let class = merged.config().get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
-    options
-        .task
-        .or_else(|| merged.task().or_else(|| class.and_then(TaskType::of_class)).map(task_number))
-        .ok_or_else(|| anyhow!("the task is unknown: neither the adapter's task_type nor config.json's architectures names it; give --task"))
+    let class = class_of(merged);
+    let known = options.task.or_else(|| merged.task().or_else(|| class.and_then(TaskType::of_class)).map(task_number));
+    known.or_else(|| merged.adapters().is_empty().then_some(Task::FeatureExtraction)).ok_or_else(|| {
+        anyhow!(
+            "the task is unknown: neither the adapter's task_type nor config.json's architectures names it; give --task"
+        )
+    })
+}
+
+/// Says so where a base's head is of no task (a masked language model).
+pub fn headless(merged: &Merged<'_>, options: &PackOptions) -> Option<String> {
+    let class = class_of(merged);
+    let known = options.task.is_some() || merged.task().is_some() || class.and_then(TaskType::of_class).is_some();
+    let name = class.unwrap_or("the base");
+    (!known).then(|| format!("{name} has no task's head: packed for its hidden states"))
+}
+
+fn class_of<'m>(merged: &'m Merged<'_>) -> Option<&'m str> {
+    merged.config().get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str)
 }
 
 /// The file's task of PEFT's task.
-const fn task_number(task: TaskType) -> Task {
+pub(crate) const fn task_number(task: TaskType) -> Task {
     match task {
         TaskType::CausalLm => Task::CausalLm,
         TaskType::Seq2SeqLm => Task::Seq2SeqLm,
@@ -345,7 +360,7 @@ impl Writing<'_, '_> {
                 format: format as u16,
                 rows: spec.rows as u32,
                 cols: spec.cols as u32,
-                reserved: 0,
+                slot: NONE,
                 offset,
                 len: bytes.len() as u64,
             });
@@ -363,11 +378,14 @@ impl Writing<'_, '_> {
         }
         let (entries, ops, outputs) = program(lowered, &mut strings);
         let slots = slots(lowered, &mut strings);
+        for (i, s) in slots.iter().enumerate().filter(|(_, s)| s.kind == SlotKind::Vector as u32) {
+            records[s.tensor as usize].slot = i as u32;
+        }
         let tables = Tables {
             kind: FileKind::Model,
             fingerprint: base.fingerprint(),
             codebook,
-            info,
+            info: Some(info),
             meta,
             strings,
             entries,
@@ -377,6 +395,9 @@ impl Writing<'_, '_> {
             outputs,
             tensors: records,
             slots,
+            patches: Vec::new(),
+            indices: Vec::new(),
+            members: Vec::new(),
             labels,
             tokenizer: tokenizer.map(|t| t.bytes).unwrap_or_default(),
         };
@@ -398,7 +419,7 @@ impl Writing<'_, '_> {
     }
 }
 
-fn check_size(lowered: &Lowered) -> Result<()> {
+pub(crate) fn check_size(lowered: &Lowered) -> Result<()> {
     for t in &lowered.tensors {
         if u32::try_from(t.rows).is_err() || u32::try_from(t.cols).is_err() || t.rows == 0 || t.cols == 0 {
             bail!("tensor {}: {} × {} is outside of what a file can hold", t.name, t.rows, t.cols);
@@ -412,7 +433,13 @@ const PANELS_AT_ONCE: usize = 4;
 
 /// Quantizes a matrix and lays it out, block of panels by block of panels: what is between weights and bytes never
 /// exists as a whole.
-fn pack_matrix(format: WeightFormat, values: &[f32], rows: usize, cols: usize, codebook: &[u8; 16]) -> Result<Vec<u8>> {
+pub(crate) fn pack_matrix(
+    format: WeightFormat,
+    values: &[f32],
+    rows: usize,
+    cols: usize,
+    codebook: &[u8; 16],
+) -> Result<Vec<u8>> {
     let panel_bytes = format.panel_bytes(cols);
     let (rows_at_once, bytes_at_once) = (PANELS_AT_ONCE * PANEL_ROWS, PANELS_AT_ONCE * panel_bytes);
     let mut out = vec![0; format.tensor_bytes(rows, cols)];
@@ -442,7 +469,7 @@ fn pack_matrix(format: WeightFormat, values: &[f32], rows: usize, cols: usize, c
 }
 
 /// The values of a tensor, row-major.
-fn fill(spec: &TensorSpec, merged: &Merged<'_>) -> Result<Vec<f32>> {
+pub(crate) fn fill(spec: &TensorSpec, merged: &Merged<'_>) -> Result<Vec<f32>> {
     let vector = spec.storage == Storage::Vector;
     let mut out = Vec::new();
     for part in &spec.parts {
@@ -466,7 +493,7 @@ fn fill(spec: &TensorSpec, merged: &Merged<'_>) -> Result<Vec<f32>> {
     Ok(out)
 }
 
-fn fill_part(part: &Part, width: usize, merged: &Merged<'_>) -> Result<Vec<f32>> {
+pub(crate) fn fill_part(part: &Part, width: usize, merged: &Merged<'_>) -> Result<Vec<f32>> {
     match &part.source {
         Source::Values(v) => Ok(v.clone()),
         Source::Gather { name, index } => {
@@ -504,7 +531,7 @@ fn transposed(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     out
 }
 
-fn program(
+pub(crate) fn program(
     lowered: &Lowered,
     strings: &mut Strings,
 ) -> (Vec<EntryRecord>, Vec<lora_runtime::format::OpRecord>, Vec<OutputRecord>) {
@@ -517,7 +544,8 @@ fn program(
             output_start: outputs.len() as u32,
             output_count: e.outputs.len() as u32,
             max_positions: e.max_positions,
-            reserved: 0,
+            head_op: (ops.len() + e.head.map_or(e.ops.len(), |h| h.op)) as u32,
+            head_buffer: e.head.map_or(NONE, |h| h.hidden.buffer.into()),
         });
         ops.extend(e.ops.iter().map(lora_runtime::program::Op::encode));
         outputs.extend(e.outputs.iter().map(|o| OutputRecord {
@@ -531,31 +559,20 @@ fn program(
 }
 
 fn slots(lowered: &Lowered, strings: &mut Strings) -> Vec<SlotRecord> {
-    let mut by_module = BTreeMap::new();
-    for (index, t) in lowered.tensors.iter().enumerate().filter(|(_, t)| t.storage != Storage::Vector) {
-        let mut row = 0;
-        for p in &t.parts {
-            if !p.module.is_empty() {
-                by_module.entry(p.module.clone()).or_insert((index as u32, row as u32, p.rows as u32, t.cols as u32));
-            }
-            row += p.rows;
-        }
-    }
-    by_module
-        .into_iter()
-        .map(|(module, (tensor, row_start, rows, cols))| SlotRecord {
-            module: strings.add(&module),
-            tensor,
-            row_start,
-            rows,
-            cols,
-            reserved: 0,
-        })
-        .collect()
+    let record = |s: &SlotSpec| SlotRecord {
+        module: strings.add(&s.module),
+        tensor: s.tensor,
+        row_start: s.row_start as u32,
+        rows: s.rows as u32,
+        cols: s.cols as u32,
+        kind: s.kind as u32,
+        reserved: 0,
+    };
+    lowered.slots.iter().map(record).collect()
 }
 
 /// Label names: the user's, else the config's `id2label`, else `LABEL_i`.
-fn label_names(config: &Value, options: &PackOptions, labels: usize) -> Result<Vec<String>> {
+pub(crate) fn label_names(config: &Value, options: &PackOptions, labels: usize) -> Result<Vec<String>> {
     if labels == 0 {
         return Ok(Vec::new());
     }
@@ -578,7 +595,7 @@ fn token_ids(value: Option<&Value>) -> Vec<u32> {
     }
 }
 
-fn info(base: &BaseModel, merged: &Merged<'_>, lowered: &Lowered, strings: &mut Strings) -> Info {
+pub(crate) fn info(base: &BaseModel, merged: &Merged<'_>, lowered: &Lowered, strings: &mut Strings) -> Info {
     let config = merged.config();
     let generation = base.generation_config.as_ref();
     let field = |name: &str| {

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use bytemuck::{Pod, Zeroable};
 use lora_runtime::format::{
-    BufferRecord, CacheRecord, EntryRecord, FileKind, Header, Info, MAGIC, MetaRecord, OpRecord, OutputRecord,
-    SECTION_ALIGN, SectionId, SectionRecord, SlotRecord, StrRef, TensorRecord, VERSION, WEIGHTS_ALIGN,
+    BufferRecord, CacheRecord, EntryRecord, FileKind, Header, Info, MAGIC, MemberRecord, MetaRecord, OpRecord,
+    OutputRecord, PatchRecord, SECTION_ALIGN, SectionId, SectionRecord, SlotRecord, StrRef, TensorRecord, VERSION,
+    WEIGHTS_ALIGN,
 };
 use lora_runtime::weights::LINE;
 use sha2::{Digest, Sha256};
@@ -45,8 +46,8 @@ pub struct Tables {
     pub fingerprint: [u8; 32],
     /// Table of the `q4` format.
     pub codebook: [u8; 16],
-    /// Facts.
-    pub info: Info,
+    /// Facts; a bundle has none.
+    pub info: Option<Info>,
     /// Metadata.
     pub meta: BTreeMap<String, String>,
     /// Strings.
@@ -65,6 +66,12 @@ pub struct Tables {
     pub tensors: Vec<TensorRecord>,
     /// Slots.
     pub slots: Vec<SlotRecord>,
+    /// Patches of an adapter.
+    pub patches: Vec<PatchRecord>,
+    /// Row numbers that patches refer to.
+    pub indices: Vec<u32>,
+    /// Files of a bundle.
+    pub members: Vec<MemberRecord>,
     /// Labels.
     pub labels: Vec<StrRef>,
     /// Compiled tokenizer.
@@ -80,7 +87,7 @@ pub struct LpkWriter {
 }
 
 /// Sections beside the weights, an upper bound used to place the weights.
-const TABLE_BYTES: u64 = 128 + 13 * 32;
+const TABLE_BYTES: u64 = 128 + SectionId::LAST as u64 * 32;
 
 impl LpkWriter {
     /// Starts a file that will appear as `target`.
@@ -124,6 +131,18 @@ impl LpkWriter {
         Ok(offset)
     }
 
+    /// Appends a whole file at a page boundary; gives its offset in the weights section.
+    ///
+    /// # Errors
+    /// Writing fails (disk full …).
+    pub fn member(&mut self, file: &[u8]) -> Result<u64> {
+        while !self.weights_len.is_multiple_of(WEIGHTS_ALIGN) {
+            self.out.write_all(&[0; LINE])?;
+            self.weights_len += LINE as u64;
+        }
+        self.tensor(file)
+    }
+
     fn pad(&mut self, align: u64) -> Result<()> {
         let gap = self.weights_len.next_multiple_of(align) - self.weights_len;
         self.out.write_all(&[0; 64][..gap as usize])?;
@@ -146,8 +165,8 @@ impl LpkWriter {
             count: self.weights_len,
         }];
         let mut at = WEIGHTS_ALIGN + self.weights_len;
-        let info = [t.info];
-        let blobs: [(SectionId, usize, &[u8]); 12] = [
+        let info: Vec<Info> = t.info.into_iter().collect();
+        let blobs: [(SectionId, usize, &[u8]); 15] = [
             (SectionId::Meta, size_of::<MetaRecord>(), bytes(&meta)),
             (SectionId::Info, size_of::<Info>(), bytes(&info)),
             (SectionId::Entries, size_of::<EntryRecord>(), bytes(&t.entries)),
@@ -157,6 +176,9 @@ impl LpkWriter {
             (SectionId::Outputs, size_of::<OutputRecord>(), bytes(&t.outputs)),
             (SectionId::Tensors, size_of::<TensorRecord>(), bytes(&t.tensors)),
             (SectionId::Slots, size_of::<SlotRecord>(), bytes(&t.slots)),
+            (SectionId::Patches, size_of::<PatchRecord>(), bytes(&t.patches)),
+            (SectionId::Indices, 4, bytes(&t.indices)),
+            (SectionId::Members, size_of::<MemberRecord>(), bytes(&t.members)),
             (SectionId::Labels, size_of::<StrRef>(), bytes(&t.labels)),
             (SectionId::Tokenizer, 1, &t.tokenizer),
             (SectionId::Strings, 1, t.strings.text.as_bytes()),

@@ -6,7 +6,7 @@ mod common;
 use common::{aligned, tiny_llama};
 use lora_runtime::format::{EntryKind, FileKind, Header};
 use lora_runtime::kernels::{Kernels, KvType};
-use lora_runtime::program::SessionConfig;
+use lora_runtime::program::{AdapterNeeds, SessionConfig};
 use lora_runtime::session::workers::Inline;
 use lora_runtime::threads::ArenaBox;
 use lora_runtime::tokenizer::EncodeOptions;
@@ -19,7 +19,15 @@ const MAX_ARENA: u64 = 16 << 20;
 /// Opens and, if that works, runs a step. Gives whether it opened.
 fn open_and_run(bytes: &[u8]) -> bool {
     let Ok(model) = Model::open(bytes) else { return false };
-    let config = SessionConfig { context: 16, tokens: 3, outputs: 1, source: 0, sequences: 1, kv: KvType::I8 };
+    let config = SessionConfig {
+        context: 16,
+        tokens: 3,
+        outputs: 1,
+        source: 0,
+        sequences: 1,
+        kv: KvType::I8,
+        adapters: AdapterNeeds::NONE,
+    };
     let plan = model.plan(&config);
     if plan.arena_bytes > MAX_ARENA {
         return true;
@@ -96,7 +104,15 @@ fn an_arena_one_byte_short_is_refused() {
     let buffer = aligned(&file);
     let model = Model::open(buffer.bytes()).unwrap();
     for (context, tokens) in [(1, 1), (16, 4), (33, 7), (64, 64)] {
-        let config = SessionConfig { context, tokens, outputs: 1, source: 0, sequences: 1, kv: KvType::I8 };
+        let config = SessionConfig {
+            context,
+            tokens,
+            outputs: 1,
+            source: 0,
+            sequences: 1,
+            kv: KvType::I8,
+            adapters: AdapterNeeds::NONE,
+        };
         let need = model.plan(&config).arena_bytes as usize;
         let mut arena = ArenaBox::new(need);
         let exact = &mut arena.as_mut_slice()[..need];

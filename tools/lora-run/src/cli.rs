@@ -64,6 +64,10 @@ pub enum Verb {
 pub struct ModelArgs {
     /// The model file
     pub model: PathBuf,
+    /// An adapter file for this base, or the name of one in the bundle, optionally with a weight (repeatable: all act
+    /// at once)
+    #[arg(long = "adapter", value_name = "A.lpk[=W]")]
+    pub adapters: Vec<String>,
     /// Threads to use (default: one for each CPU)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Running")]
     pub threads: Option<u16>,
@@ -230,6 +234,7 @@ mod tests {
             "bench m.lpk -p 128,512 -n 64 -t 1,2 -r 5 --json",
             "selftest m.lpk",
             "chat m.lpk --kv i8",
+            "raw m.lpk --adapter a.lpk --adapter b.lpk=0.5 --ids 1 --out o.safetensors",
         ];
         for call in calls {
             let args = ["lora-run"].into_iter().chain(call.split(' '));

@@ -49,6 +49,7 @@ pub fn forward(
 ) -> Result<()> {
     let chunk = steps.tokens.max(1) as usize;
     let all_rows: Vec<u32> = (0..steps.tokens).collect();
+    session.select(session.selected().for_prompt(ids.tokens))?;
     for (i, tokens) in ids.tokens.chunks(chunk).enumerate() {
         let first = i * chunk;
         let n = tokens.len();

@@ -29,7 +29,7 @@ pub struct Settings {
 impl Settings {
     /// The user's settings; where there are none, the model's.
     pub fn new(args: &SamplingArgs, model: &Model<'_>) -> Self {
-        let info = model.file.info;
+        let info = model.face.info;
         // A file's numbers count only where they mean something.
         let or = |value: f32, fits: bool, off: f32| if fits { value } else { off };
         let temperature = or(info.temperature, info.temperature.is_finite() && info.temperature >= 0.0, 0.0);
@@ -232,8 +232,11 @@ pub fn continue_prompt(
     if prompt.len() > context {
         bail!("the prompt has {} tokens, there are {context} positions: shorten it, or raise --ctx", prompt.len());
     }
+    if session.model().entry(EntryKind::Encode).is_err() {
+        session.select(session.selected().for_prompt(prompt))?;
+    }
     let prefill_started = Instant::now();
-    let cached = cached.min(prompt.len() - 1);
+    let cached = session.reusable(0, cached.min(prompt.len() - 1) as u32) as usize;
     let mut past = cached;
     for tokens in prompt[cached..].chunks(session.config().tokens as usize) {
         if interrupted.load(Ordering::Relaxed) {
@@ -244,7 +247,7 @@ pub fn continue_prompt(
     }
     let prefill = prefill_started.elapsed();
 
-    let mut chooser = Chooser::new(kernels, settings, model.file.info.vocab, prompt);
+    let mut chooser = Chooser::new(kernels, settings, model.face.info.vocab, prompt);
     let mut decoder = model.tokenizer().ok().map(|t| t.decoder(true));
     let mut stopper = Stopper::new(&settings.stops);
     let (mut ids, mut text) = (Vec::with_capacity(settings.max_new.min(context)), String::new());
@@ -349,7 +352,7 @@ pub fn generate(
     if prompt.is_empty() {
         bail!("the text is empty: it has no tokens");
     }
-    let start = model.file.info.decoder_start;
+    let start = model.face.info.decoder_start;
     if start == NONE {
         bail!(
             "the file does not say with which token its decoder begins: pack it again with decoder_start_token_id in config.json"

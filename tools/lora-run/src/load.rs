@@ -1,15 +1,16 @@
 //! From a path to a session: the mapped file, the kernels, the threads, the arena.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use lora_runtime::format::EntryKind;
+use lora_runtime::format::{Bundle, EntryKind};
 use lora_runtime::kernels::{Kernels, KvType, Level};
 use lora_runtime::map::Mapping;
-use lora_runtime::program::SessionConfig;
+use lora_runtime::program::{AdapterNeeds, SessionConfig};
 use lora_runtime::threads::{ArenaBox, Pool};
-use lora_runtime::{Error, ErrorKind, Model, Session};
+use lora_runtime::{Active, Adapter, Error, ErrorKind, Model, Session, Set};
 
 use crate::cli::ModelArgs;
 use crate::stats::{available_memory, human};
@@ -19,8 +20,11 @@ const CHUNK: u32 = 64;
 
 /// Everything that outlives the sessions of a run.
 pub struct Host {
-    mapping: Mapping,
+    mapping: &'static Mapping,
     path: PathBuf,
+    adapters: Vec<AdapterFile>,
+    /// Those of the bundle, whether asked for or not.
+    members: Vec<AdapterFile>,
     pool: Pool,
     /// The kernels in use.
     pub kernels: &'static Kernels,
@@ -38,7 +42,11 @@ impl Host {
     /// The file cannot be opened, or this CPU does not run the level that was asked for.
     pub fn open(args: &ModelArgs) -> Result<Self> {
         let started = Instant::now();
-        let mapping = map(&args.model)?;
+        let mapping = keep(map(&args.model)?);
+        let bundle = Bundle::is_bundle(mapping).then(|| Bundle::open(mapping)).transpose();
+        let bundle = bundle.map_err(|e| anyhow!("{}: {e}{}", args.model.display(), advice(&e)))?;
+        let adapters = args.adapters.iter().map(|a| AdapterFile::open(a, bundle.as_ref())).collect::<Result<_>>()?;
+        let members = bundle.iter().flat_map(Bundle::adapters).map(|(n, b)| AdapterFile::new(n, 1.0, b)).collect();
         let kernels = match args.isa {
             None => Kernels::best(),
             Some(level) => Kernels::for_level(level).ok_or_else(|| {
@@ -51,6 +59,8 @@ impl Host {
         Ok(Self {
             mapping,
             path: args.model.clone(),
+            adapters,
+            members,
             pool,
             kernels,
             threads,
@@ -61,12 +71,66 @@ impl Host {
         })
     }
 
-    /// Verifies the file; its cost does not depend on the size of the model.
+    /// Verifies the file and attaches the adapters; the cost does not depend on the size of the model. With adapters, the
+    /// model speaks with the voice of the one that brings a head, else of the first.
     ///
     /// # Errors
-    /// What is wrong with the file, and what to do.
+    /// What is wrong with a file, and what to do.
     pub fn model(&self) -> Result<Model<'_>> {
-        verify(&self.mapping, &self.path)
+        let base = verify(self.mapping, &self.path)?;
+        for file in &self.adapters {
+            file.attach(&base)?;
+        }
+        let attached: Vec<&Adapter<'_>> = self.adapters.iter().filter_map(AdapterFile::attached).collect();
+        let voice = attached.iter().find(|a| a.head().is_some()).or(attached.first());
+        Ok(voice.map_or(base, |a| base.with_adapter(a)))
+    }
+
+    /// The adapters of the command line, all at once; the base alone where there are none.
+    ///
+    /// # Errors
+    /// They do not go together.
+    pub fn set(&self) -> Result<Set<'_>> {
+        let active: Vec<Active<'_>> = self.adapters.iter().filter_map(AdapterFile::active).collect();
+        Set::new(&active).map_err(|e| match self.adapters.get(e.index as usize) {
+            Some(file) => anyhow!("--adapter {}: {}", file.name, Error { index: u64::MAX, ..e }),
+            None => e.into(),
+        })
+    }
+
+    /// Adapters that a conversation can choose from: those of the command line and of the bundle.
+    pub fn library(&self) -> impl Iterator<Item = &AdapterFile> {
+        self.adapters.iter().chain(&self.members)
+    }
+
+    /// What a session needs to choose any one of the library.
+    ///
+    /// # Errors
+    /// A file is not sound or of another base.
+    pub fn library_needs(&self, model: &Model<'_>) -> Result<AdapterNeeds> {
+        self.library().try_fold(AdapterNeeds::NONE, |needs, file| Ok(needs.or(file.attach(model)?.needs())))
+    }
+
+    /// The adapters of a list of `NAME` or `NAME=WEIGHT`.
+    ///
+    /// # Errors
+    /// An unknown name, or adapters that do not go together or bring a head or tokens of their own.
+    pub fn choose(&self, list: &str) -> Result<Set<'_>> {
+        let mut active = Vec::new();
+        for word in list.split_whitespace() {
+            let (name, weight) = match word.rsplit_once('=') {
+                Some((name, weight)) => (name, weight.parse().with_context(|| format!("{word}: not a number"))?),
+                None => (word, 1.0),
+            };
+            let file =
+                self.library().find(|f| f.name == name).with_context(|| format!("no adapter is named {name}"))?;
+            let adapter = file.attached().with_context(|| format!("adapter {name} is not attached"))?;
+            if adapter.head().is_some() || !adapter.file.tokenizer.is_empty() {
+                bail!("adapter {name} brings a head or tokens of its own: start with --adapter");
+            }
+            active.push(Active { weight, ..Active::new(adapter) });
+        }
+        Ok(Set::new(&active)?)
     }
 
     /// Time since the start of loading.
@@ -112,6 +176,7 @@ impl Host {
             source: 0,
             sequences: 1,
             kv: self.kv(model),
+            adapters: AdapterNeeds::NONE,
         }
     }
 
@@ -120,11 +185,82 @@ impl Host {
     /// # Errors
     /// The plan does not fit this machine or this model.
     pub fn session<'s>(&'s self, model: Model<'s>, config: SessionConfig, room: &'s mut Room) -> Result<Session<'s>> {
+        let set = self.set()?;
+        let config = SessionConfig { adapters: config.adapters.or(set.needs()), ..config };
         let need = model.plan(&config).arena_bytes;
         let memory = room.take(need).with_context(|| {
             format!("a session of {} positions, {} tokens a step", config.context.max(config.source), config.tokens)
         })?;
-        Ok(Session::new(model, config, self.kernels, &self.pool, memory)?)
+        let mut session = Session::new(model, config, self.kernels, &self.pool, memory)?;
+        session.select(set)?;
+        Ok(session)
+    }
+}
+
+/// An adapter file, of the command line or in the bundle.
+pub struct AdapterFile {
+    /// The name of the file, or in the bundle.
+    pub name: String,
+    weight: f32,
+    bytes: &'static [u8],
+    adapter: OnceCell<Adapter<'static>>,
+}
+
+impl AdapterFile {
+    /// `FILE`, or the name of one in the bundle; with `=WEIGHT` behind it. What exists as it is written is taken so.
+    fn open(arg: &str, bundle: Option<&Bundle<'static>>) -> Result<Self> {
+        let known = |name: &str| Path::new(name).exists() || bundle.is_some_and(|b| b.adapter(name).is_some());
+        let (name, weight) = match arg.rsplit_once('=').filter(|_| !known(arg)) {
+            None => (arg, 1.0),
+            Some((name, weight)) => {
+                (name, weight.parse().with_context(|| format!("--adapter {arg}: the weight is not a number"))?)
+            }
+        };
+        let path = Path::new(name);
+        let member = || bundle?.adapter(name);
+        if let Some(bytes) = member().filter(|_| !path.exists()) {
+            return Ok(Self::new(name, weight, bytes));
+        }
+        if let Some(bundle) = bundle.filter(|_| !path.exists()) {
+            let names: Vec<&str> = bundle.adapters().map(|a| a.0).collect();
+            bail!("--adapter {name}: no such file, and the bundle has {}", names.join(", "));
+        }
+        let stem = path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+        Ok(Self::new(&stem, weight, keep(map(path)?)))
+    }
+
+    fn new(name: &str, weight: f32, bytes: &'static [u8]) -> Self {
+        Self { name: name.to_owned(), weight, bytes, adapter: OnceCell::new() }
+    }
+
+    fn attach(&self, base: &Model<'_>) -> Result<&Adapter<'static>> {
+        if let Some(adapter) = self.adapter.get() {
+            return Ok(adapter);
+        }
+        let adapter = Adapter::attach(base, self.bytes)
+            .map_err(|e| anyhow!("adapter {}: {e}{}", self.name, adapter_advice(&e)))?;
+        Ok(self.adapter.get_or_init(|| adapter))
+    }
+
+    fn attached(&self) -> Option<&Adapter<'static>> {
+        self.adapter.get()
+    }
+
+    fn active(&self) -> Option<Active<'_>> {
+        Some(Active { weight: self.weight, ..Active::new(self.attached()?) })
+    }
+}
+
+/// Keeps a file mapped until the program ends, so that adapters can be kept beside what they point into.
+fn keep(mapping: Mapping) -> &'static Mapping {
+    Box::leak(Box::new(mapping))
+}
+
+/// What to do about an error in an adapter file.
+fn adapter_advice(error: &Error) -> &'static str {
+    match error.kind {
+        ErrorKind::Mismatch => "; make one for this base with `lora-pack adapter`",
+        _ => advice(error),
     }
 }
 

@@ -60,7 +60,7 @@ impl ChatTemplate {
     /// # Errors
     /// The file has no template, or it does not compile.
     pub fn of(model: &Model<'_>) -> Result<Self> {
-        let source = model.file.str(model.file.info.chat_template);
+        let source = model.face.str(model.face.info.chat_template);
         if source.is_empty() {
             return Err(anyhow!(
                 "the file has no chat template: use `lora-run generate -p` with the prompt as the model expects it"
@@ -95,7 +95,7 @@ fn special_tokens(model: &Model<'_>) -> Vec<(String, String)> {
     if let Some(Ok(Json::Object(map))) = model.file.meta_value(SPECIAL_TOKENS).map(serde_json::from_str) {
         return map.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))).collect();
     }
-    let info = model.file.info;
+    let info = model.face.info;
     let ids =
         [("bos_token", info.bos), ("eos_token", model.eos().first().copied().unwrap_or(NONE)), ("pad_token", info.pad)];
     let text = |id: u32| model.tokenizer().ok()?.token_text(id).map(|t| t.to_string());

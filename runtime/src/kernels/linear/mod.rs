@@ -80,7 +80,7 @@ impl<'a> ActRows<'a> {
 
 /// Operands of the linear entries.
 ///
-/// - `panel` is valid for reading a whole panel of the format and `k`, `row_scales` points to its row scales (or its
+/// - `panel` is valid for reading a whole panel of the format and `k` (of a float format, `k` inputs without padding), `row_scales` points to its row scales (or its
 ///   end, if the format has none), `codebook` is valid for reading 16 bytes.
 /// - Row `t < tokens` at `x + t·stride` is valid for reading a quantized row's used part (or `k` f32).
 /// - `out` holds `tokens` rows of zeros; `1 <= tokens <= MAX_TOKENS`.
@@ -202,6 +202,45 @@ impl Kernels {
             WeightFormat::I5M => self.linear_i5m,
         };
         // SAFETY: the assertions above are the entry's conditions.
+        unsafe { entry(args) }
+    }
+
+    /// Multiplies a thin panel of `k` inputs (a float format without padding) by `out.len()` rows of floats: the bits
+    /// are those of [`Kernels::linear_panel`] with the padded panel.
+    ///
+    /// # Panics
+    /// When the panel is not exactly [`WeightFormat::thin_panel_bytes`]`(k)` long or of an integer format, the rows end
+    /// before the last token's, or `out` has no or too many rows.
+    pub fn thin_panel(
+        &self,
+        format: WeightFormat,
+        panel: &[u8],
+        k: usize,
+        x: ActRows<'_>,
+        out: &mut [[f32; PANEL_ROWS]],
+    ) {
+        let tokens = out.len();
+        assert!((1..=MAX_TOKENS).contains(&tokens), "tokens out of range");
+        assert_eq!(panel.len(), format.thin_panel_bytes(k), "panel size");
+        let end = x.stride.checked_mul(tokens - 1).and_then(|last| last.checked_add(4 * k));
+        assert!(end.is_some_and(|end| end <= x.bytes.len()), "activation rows too short");
+        let entry = match format {
+            WeightFormat::F32 => self.linear_f32,
+            WeightFormat::F16 => self.linear_f16,
+            _ => panic!("thin panels hold floats"),
+        };
+        out.fill([0.0; PANEL_ROWS]);
+        let args = LinearArgs {
+            panel: panel.as_ptr(),
+            row_scales: panel.as_ptr_range().end.cast(),
+            codebook: panel.as_ptr_range().end,
+            k,
+            x: x.bytes.as_ptr(),
+            stride: x.stride,
+            tokens,
+            out: out.as_mut_ptr(),
+        };
+        // SAFETY: the assertions above are the entry's conditions; the float entries read neither scales nor codebook.
         unsafe { entry(args) }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use lora_runtime::format::{EntryKind, Task};
 use lora_runtime::kernels::{Kernels, KvType};
-use lora_runtime::program::{Op, SessionConfig};
+use lora_runtime::program::{AdapterNeeds, Op, SessionConfig};
 use lora_runtime::session::workers::Inline;
 use lora_runtime::threads::ArenaBox;
 use lora_runtime::{Model, Segment, Session, Step};
@@ -132,6 +132,7 @@ fn outputs(side: Side<'_>, document: &Document) -> Result<Outputs> {
         source: if encodes { document.tokens.len() as u32 } else { 0 },
         sequences: 1,
         kv: side.kv,
+        adapters: AdapterNeeds::NONE,
     };
     let mut arena = ArenaBox::new(model.plan(&config).arena_bytes as usize);
     let mut session = Session::new(model, config, Kernels::best(), &Inline, arena.as_mut_slice())?;

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use lora_runtime::format::EntryKind;
 use lora_runtime::kernels::Kernels;
-use lora_runtime::program::SessionConfig;
+use lora_runtime::program::{AdapterNeeds, SessionConfig};
 use lora_runtime::sampler::{Rng, Sampling, choose};
 use lora_runtime::threads::{ArenaBox, Pool};
 use lora_runtime::{Model, Segment, Session, Step};
@@ -45,6 +45,7 @@ pub fn write(model: &Model<'_>, starts: &[Document], budget: usize) -> Result<Ve
             source: 0,
             sequences: batch.len() as u32,
             kv: model.kv_type(),
+            adapters: AdapterNeeds::NONE,
         };
         let mut arena = ArenaBox::new(model.plan(&config).arena_bytes as usize);
         let session = Session::new(*model, config, Kernels::best(), &pool, arena.as_mut_slice())?;

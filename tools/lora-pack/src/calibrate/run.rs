@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use lora_models::spec::{Lowered, Role, Storage};
 use lora_runtime::format::{EntryKind, Operand, Task};
 use lora_runtime::kernels::{Kernels, KvType, QuantizedRows, pack_float};
-use lora_runtime::program::{Op, SessionConfig};
+use lora_runtime::program::{AdapterNeeds, Op, SessionConfig};
 use lora_runtime::session::workers::Inline;
 use lora_runtime::threads::ArenaBox;
 use lora_runtime::weights::WeightFormat;
@@ -140,6 +140,7 @@ impl Sequence {
             source: self.encode.len() as u32,
             sequences: 1,
             kv: KvType::F32,
+            adapters: AdapterNeeds::NONE,
         }
     }
 }

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use lora_runtime::format::EntryKind;
 use lora_runtime::kernels::{Kernels, KvType};
-use lora_runtime::program::SessionConfig;
+use lora_runtime::program::{AdapterNeeds, SessionConfig};
 use lora_runtime::session::workers::Inline;
 use lora_runtime::threads::ArenaBox;
 use lora_runtime::{Model, Segment, Session, Step};
@@ -37,6 +37,7 @@ fn greedy(model: &Model<'_>, source: &[u32]) -> Result<Vec<u32>> {
         source: source.len() as u32,
         sequences: 1,
         kv: KvType::F32,
+        adapters: AdapterNeeds::NONE,
     };
     let mut arena = ArenaBox::new(model.plan(&config).arena_bytes as usize);
     let mut session = Session::new(*model, config, Kernels::best(), &Inline, arena.as_mut_slice())?;

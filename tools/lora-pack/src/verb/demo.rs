@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use lora_runtime::format::EntryKind;
 use lora_runtime::kernels::Kernels;
 use lora_runtime::map::Mapping;
-use lora_runtime::program::SessionConfig;
+use lora_runtime::program::{AdapterNeeds, SessionConfig};
 use lora_runtime::threads::{ArenaBox, Pool};
 use lora_runtime::tokenizer::EncodeOptions;
 use lora_runtime::{Model, Segment, Session, Step};
@@ -88,6 +88,7 @@ fn answer(file: &Path, commands: &[String]) -> Result<()> {
         source: 0,
         sequences: 1,
         kv: model.kv_type(),
+        adapters: AdapterNeeds::NONE,
     };
     let mut arena = ArenaBox::new(model.plan(&config).arena_bytes as usize);
     let mut session = Session::new(model, config, Kernels::best(), &pool, arena.as_mut_slice())?;

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use lora_runtime::Model;
-use lora_runtime::format::{EntryKind, File, TensorKind, TensorRecord};
+use lora_runtime::format::{EntryKind, File, FileKind, TensorKind, TensorRecord};
 use lora_runtime::program::Op;
 use lora_runtime::weights::WeightFormat;
 use serde_json::{Value, json};
 
-use super::{hex, human, map};
+use super::{hex, human, map, other_files};
 use crate::cli::InspectArgs;
 
 /// Runs the verb.
@@ -18,6 +18,11 @@ use crate::cli::InspectArgs;
 /// The file is not sound.
 pub fn run(args: &InspectArgs) -> Result<()> {
     let bytes = map(&args.file)?;
+    match other_files::kind(&bytes) {
+        Some(FileKind::Adapter) => return other_files::inspect_adapter(&args.file, &bytes, args.json),
+        Some(FileKind::Bundle) => eprintln!("note: a bundle; its base is shown, `lora-pack list` names its adapters"),
+        _ => {}
+    }
     let model = Model::open(&bytes).with_context(|| format!("{} is not sound", args.file.display()))?;
     if args.json {
         print_json(&model)

@@ -14,7 +14,7 @@ use crate::calibrate::auto::Budget;
 use crate::calibrate::compare::Distance;
 use crate::cli::{CombineArgs, MergeArgs, Quant};
 use crate::merge::{AdapterSpec, Level, MergeOptions, Merged, Note};
-use crate::pack::{PackOptions, PackReport, pack};
+use crate::pack::{PackOptions, PackReport, headless, pack};
 use crate::quantize::gridded::{self, Gridded};
 use crate::source::{BaseModel, hub};
 use crate::verify::LEAST_PROJECTION;
@@ -52,6 +52,9 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
+    if let Some(note) = headless(&merged, &options) {
+        eprintln!("note: {note}");
+    }
     if args.json {
         println!("{}", report_json(&report, &merged, args));
     } else {

@@ -1,11 +1,14 @@
 //! One file per verb.
 
+pub mod adapter;
+pub mod bundle;
 pub mod demo;
 pub mod doctor;
 pub mod export;
 pub mod fetch;
 pub mod inspect;
 pub mod merge;
+mod other_files;
 pub mod plan;
 pub mod verify;
 

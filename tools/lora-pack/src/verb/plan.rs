@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use lora_runtime::Model;
 use lora_runtime::format::{CacheKind, EntryKind};
 use lora_runtime::kernels::KvType;
-use lora_runtime::program::{Plan, SessionConfig};
+use lora_runtime::program::{AdapterNeeds, Plan, SessionConfig};
 use serde_json::json;
 
 use super::{human, map};
@@ -37,6 +37,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         source: if has_source { ctx } else { 0 },
         sequences: 1,
         kv,
+        adapters: AdapterNeeds::NONE,
     };
     if args.batch == 0 {
         bail!("--batch 0: at least one token per step");

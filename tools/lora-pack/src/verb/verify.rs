@@ -4,11 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use lora_runtime::Model;
+use lora_runtime::format::FileKind;
 use lora_runtime::format::hash::verify_hash;
 use serde_json::{Value, json};
 
 use super::merge::{adapter_spec, distance_line, merge_options, open_base};
-use super::{hex, human, map};
+use super::{hex, human, map, other_files};
 use crate::cli::VerifyArgs;
 use crate::verify::{Numbers, Reference, measure};
 
@@ -18,6 +19,11 @@ use crate::verify::{Numbers, Reference, measure};
 /// The file is not sound, or a number is beyond a bar; the message names what is wrong.
 pub fn run(args: &VerifyArgs) -> Result<()> {
     let bytes = map(&args.file)?;
+    match other_files::kind(&bytes) {
+        Some(FileKind::Adapter) => return other_files::verify_adapter(&args.file, &bytes, args.json),
+        Some(FileKind::Bundle) => return other_files::verify_bundle(&args.file, &bytes, args.json),
+        _ => {}
+    }
     let name = args.file.display();
     let model = Model::open(&bytes).with_context(|| format!("{name} is not sound"))?;
     verify_hash(&model.file).with_context(|| format!("{name} was changed after packing"))?;

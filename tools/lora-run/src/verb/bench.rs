@@ -4,9 +4,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use lora_runtime::format::EntryKind;
-use lora_runtime::kernels::Kernels;
 use lora_runtime::threads::{ArenaBox, Pool};
-use lora_runtime::{Model, Segment, Session, Step};
+use lora_runtime::{Model, Segment, Session, Set, Step};
 use serde_json::{Value as Json, json};
 
 use crate::cli::ModelArgs;
@@ -21,6 +20,8 @@ Examples:
   lora-run bench model.lpk
   lora-run bench model.lpk -p 128,512 -n 64 -t 1,2,4 -r 5 --json
   lora-run bench model.lpk --isa avx2          (compare instruction sets)
+
+  lora-run bench base.lpk --adapter a.lpk      (what the adapter costs: each step also without it, in turn)
 
 Rows: ppN reads a prompt of N tokens, tgN generates N tokens; tokens per second, median and range of the repetitions.")]
 pub struct Args {
@@ -94,17 +95,25 @@ pub fn run(args: &Args) -> Result<()> {
     };
     for threads in threads {
         for test in tests(args, &model) {
-            let mut tps = measure(&host, model, test, threads, args.repeat).with_context(|| test.name())?;
-            tps.sort_by(f64::total_cmp);
+            let rounds = measure(&host, model, test, threads, args.repeat).with_context(|| test.name())?;
             let round = |x: f64| (x * 100.0).round() / 100.0;
-            let (min, median, max) = (round(tps[0]), round(median(&tps)), round(tps[tps.len() - 1]));
+            let tps = sorted(rounds.iter().map(|r| f64::from(test.tokens()) / r.own));
+            let (min, median_tps, max) = (round(tps[0]), round(median(&tps)), round(tps[tps.len() - 1]));
+            // Of each round the ratio: what slows the machine down for a while slows both.
+            let ratios = sorted(rounds.iter().filter_map(|r| Some(r.base? / r.own)));
+            let ratio = (!ratios.is_empty()).then(|| (median(&ratios) * 1e4).round() / 1e4);
             if !args.json {
+                let beside = ratio.map_or_else(String::new, |r| format!("  {r:.4} of the base's speed"));
                 out.line(&format!(
-                    "{:<8} {threads:>3} threads  {median:>10.2} tokens/s  ({min:.2} to {max:.2})",
+                    "{:<8} {threads:>3} threads  {median_tps:>10.2} tokens/s  ({min:.2} to {max:.2}){beside}",
                     test.name()
                 ))?;
             }
-            rows.push(json!({ "test": test.name(), "threads": threads, "tps_median": median, "tps_min": min, "tps_max": max }));
+            let mut row = json!({ "test": test.name(), "threads": threads, "tps_median": median_tps, "tps_min": min, "tps_max": max });
+            if let Some(ratio) = ratio {
+                row["of_base"] = json!(ratio);
+            }
+            rows.push(row);
         }
     }
     if rows.is_empty() {
@@ -144,7 +153,15 @@ fn tests(args: &Args, model: &Model<'_>) -> Vec<Test> {
     prompts.chain(generates).filter(fits).collect()
 }
 
-fn measure(host: &Host, model: Model<'_>, test: Test, threads: usize, repeat: u32) -> Result<Vec<f64>> {
+/// Seconds of one repetition.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    own: f64,
+    /// The same steps without the adapters, each right after its twin.
+    base: Option<f64>,
+}
+
+fn measure(host: &Host, model: Model<'_>, test: Test, threads: usize, repeat: u32) -> Result<Vec<Round>> {
     let entry = if model.entry(EntryKind::Encode).is_ok() { EntryKind::Encode } else { EntryKind::Decode };
     let n = test.tokens();
     let chunk = match (test, entry) {
@@ -156,46 +173,54 @@ fn measure(host: &Host, model: Model<'_>, test: Test, threads: usize, repeat: u3
     if entry == EntryKind::Encode && model.entry(EntryKind::Decode).is_ok() {
         config.source = n;
     }
+    let set = host.set()?;
+    config.adapters = set.needs();
+    let sets = if set.is_base() { vec![set] } else { vec![set, Set::BASE] };
+    config.sequences = sets.len() as u32;
     let mut arena = ArenaBox::new(usize::try_from(model.plan(&config).arena_bytes)?);
     let pool = Pool::new(threads).with_context(|| format!("cannot start {threads} threads"))?;
     let mut session = Session::new(model, config, host.kernels, &pool, arena.as_mut_slice())?;
     let ids = tokens(&model, n);
-    let mut tps = Vec::with_capacity(repeat as usize);
+    let mut rounds = Vec::with_capacity(repeat as usize);
     // The first round only warms up: pages are read, clocks rise.
     for round in 0..=repeat {
-        let start = Instant::now();
-        match test {
-            Test::Prompt(_) => prompt(&mut session, entry, &ids, chunk as usize)?,
-            Test::Generate(_) => generate(&mut session, host.kernels, &ids)?,
+        let mut seconds = [0.0; 2];
+        for (i, tokens) in ids.chunks(chunk as usize).enumerate() {
+            for (sequence, set) in sets.iter().enumerate() {
+                let start = Instant::now();
+                step(&mut session, entry, tokens, (sequence as u32, (i * chunk as usize) as u32), *set)?;
+                if matches!(test, Test::Generate(_)) {
+                    // Chosen as in greedy generation, so that nothing of a real step is left out.
+                    let logits = session.output(EntryKind::Decode, "logits");
+                    std::hint::black_box(logits.ok().and_then(|rows| host.kernels.argmax(rows.row(0))));
+                }
+                seconds[sequence] += start.elapsed().as_secs_f64();
+            }
         }
         if round > 0 {
-            tps.push(f64::from(n) / start.elapsed().as_secs_f64());
+            rounds.push(Round { own: seconds[0], base: (sets.len() > 1).then_some(seconds[1]) });
         }
     }
-    Ok(tps)
+    Ok(rounds)
 }
 
-fn prompt(session: &mut Session<'_>, entry: EntryKind, ids: &[u32], chunk: usize) -> Result<()> {
-    for (i, tokens) in ids.chunks(chunk).enumerate() {
-        step(session, entry, tokens, i * chunk)?;
-    }
-    Ok(())
-}
-
-/// One token after another, each chosen as in greedy generation, so that nothing of a real step is left out.
-fn generate(session: &mut Session<'_>, kernels: &Kernels, ids: &[u32]) -> Result<()> {
-    for (i, id) in ids.iter().enumerate() {
-        step(session, EntryKind::Decode, &[*id], i)?;
-        let logits = session.output(EntryKind::Decode, "logits");
-        std::hint::black_box(logits.ok().and_then(|rows| kernels.argmax(rows.row(0))));
-    }
-    Ok(())
-}
-
-fn step(session: &mut Session<'_>, entry: EntryKind, tokens: &[u32], past: usize) -> Result<()> {
+fn step<'m>(
+    session: &mut Session<'m>,
+    entry: EntryKind,
+    tokens: &[u32],
+    (sequence, past): (u32, u32),
+    set: Set<'m>,
+) -> Result<()> {
     let len = tokens.len() as u32;
-    let segments = [Segment { sequence: 0, past: past as u32, len }];
-    Ok(session.run(entry, &Step { tokens, token_types: &[], segments: &segments, outputs: &[len - 1] })?)
+    let segments = [Segment { sequence, past, len }];
+    let step = Step { tokens, token_types: &[], segments: &segments, outputs: &[len - 1] };
+    Ok(session.run_with(entry, &step, &[set])?)
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
 }
 
 /// Any tokens will do; these are spread over the vocabulary as text is.

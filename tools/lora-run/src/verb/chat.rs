@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use lora_runtime::Session;
 use lora_runtime::format::Task;
+use lora_runtime::{Session, Set};
 use serde_json::{Value as Json, json};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
@@ -27,8 +27,9 @@ use crate::text::prompt_ids;
 Examples:
   lora-run chat model.lpk
   lora-run chat model.lpk --system 'You are a pirate.' --temp 0.7 --ctx 4096
+  lora-run chat base.lpk --adapter pirate.lpk
 
-Commands in the chat: /help /reset /system TEXT /exit. Ctrl-C stops an answer, at the prompt it ends the chat.")]
+Commands in the chat: /help /reset /system TEXT /adapter [NAME[=W] …|off] /exit. Ctrl-C stops an answer, at the prompt it ends the chat.")]
 pub struct Args {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -48,6 +49,8 @@ const HELP: &str = "\
 /help          this list
 /reset         forget the conversation
 /system TEXT   set the system message and forget the conversation; without TEXT, none
+/adapter NAME  go on with this adapter (NAME=W with a weight; several at once; off for the base alone);
+               without NAME, list them
 /exit          end (also the end of input)
 Ctrl-C stops an answer.";
 
@@ -62,7 +65,8 @@ pub fn run(args: &Args) -> Result<()> {
     let template = ChatTemplate::of(&model)?;
     let settings = Settings::new(&args.sampling, &model);
     let context = host.context(&model, CONTEXT)?;
-    let config = host.config(&model, context, host.chunk().min(context), 1);
+    let mut config = host.config(&model, context, host.chunk().min(context), 1);
+    config.adapters = host.library_needs(&model)?;
     let mut room = Room::default();
     let session = host.session(model, config, &mut room)?;
     let mut chat = Chat {
@@ -143,9 +147,26 @@ impl Chat<'_> {
                 self.set_system(rest.trim());
                 note("(system message set, conversation forgotten)");
             }
+            "adapter" => self.adapter(rest.trim()),
             _ => note(&format!("/{name} is not a command; /help lists them")),
         }
         true
+    }
+
+    /// Chooses adapters for what follows; the conversation stays, and is read again where they change its keys.
+    fn adapter(&mut self, list: &str) {
+        if list.is_empty() {
+            let names: Vec<&str> = self.host.library().map(|f| f.name.as_str()).collect();
+            return note(&match names.as_slice() {
+                [] => "(there are no adapters: start with --adapter FILE, or with a bundle)".to_owned(),
+                names => format!("({}; off for the base alone)", names.join(", ")),
+            });
+        }
+        let set = if list == "off" { Ok(Set::BASE) } else { self.host.choose(list) };
+        match set.and_then(|set| Ok(self.session.select(set)?)) {
+            Ok(()) => note(&format!("(adapter: {list})")),
+            Err(e) => note(&format!("error: {}", one_line(&e))),
+        }
     }
 
     fn set_system(&mut self, text: &str) {

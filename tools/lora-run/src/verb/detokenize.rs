@@ -36,8 +36,8 @@ pub fn run(args: &Args) -> Result<()> {
     let mapping = load::map(&args.model)?;
     let model = load::verify(&mapping, &args.model)?;
     let tokenizer = model.tokenizer()?;
-    if let Some(id) = args.ids.iter().find(|id| **id >= model.file.info.vocab) {
-        bail!("id {id}: the model has ids below {}", model.file.info.vocab);
+    if let Some(id) = args.ids.iter().find(|id| **id >= model.face.info.vocab) {
+        bail!("id {id}: the model has ids below {}", model.face.info.vocab);
     }
     let text = tokenizer.decode(&args.ids, !args.keep_special);
     let mut out = Out::new();

@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The output that holds a pooled vector of length one.
 pub fn pooled_output(model: &Model<'_>, pool: Option<&str>) -> &'static str {
-    match (pool, model.file.info.pooling) {
+    match (pool, model.face.info.pooling) {
         (Some("cls"), _) | (None, 2) => "cls_pooled",
         (Some("last"), _) | (None, 3) => "last_pooled",
         _ => "mean_pooled",

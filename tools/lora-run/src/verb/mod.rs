@@ -37,7 +37,7 @@ fn check_task(model: &Model<'_>, fits: &[Task]) -> Result<()> {
 
 /// The name of a label; files without names count them.
 fn label_name(model: &Model<'_>, i: usize) -> String {
-    model.file.label(i).map_or_else(|| format!("LABEL_{i}"), str::to_owned)
+    model.face.label(i).map_or_else(|| format!("LABEL_{i}"), str::to_owned)
 }
 
 /// A probability with six digits.

@@ -142,7 +142,7 @@ fn outputs(host: &Host, model: Model<'_>, room: &mut Room, input: &Input) -> Res
     }
     let steps = Steps::of(&model, ids.tokens.len(), host.chunk());
     let source = ids.tokens.len() as u32;
-    let start = [model.file.info.decoder_start];
+    let start = [model.face.info.decoder_start];
     let decoder = input.decoder.as_deref().unwrap_or(if start[0] == NONE { &[] } else { &start });
     let decode = Steps { entry: EntryKind::Decode, tokens: host.chunk().min(decoder.len() as u32), every_row: true };
     let context = match (both, steps.entry) {
@@ -182,10 +182,11 @@ struct Collector {
 
 impl Collector {
     fn new(model: &Model<'_>, steps: Steps, tokens: usize) -> Result<Self> {
-        let outputs = model.outputs(model.entry(steps.entry)?);
-        let per_token: Vec<bool> = outputs.iter().map(|o| steps.every_row || model.has_token_rows(o)).collect();
+        let entry = model.entry(steps.entry)?;
+        let outputs = model.outputs(entry);
+        let per_token: Vec<bool> = outputs.iter().map(|o| steps.every_row || model.has_token_rows(entry, o)).collect();
         let tensor = |(o, per_token): (&OutputRecord, &bool)| Tensor {
-            name: model.file.str(o.name).to_owned(),
+            name: model.output_name(entry, o).to_owned(),
             shape: match (*per_token, o.width as usize) {
                 (true, 1) => vec![tokens],
                 (true, width) => vec![tokens, width],

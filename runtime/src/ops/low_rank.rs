@@ -1,0 +1,295 @@
+//! The updates of adapters on a linear: `A·x` once for each adapter and input, then `B` times that in the tasks that
+//! compute the base's outputs, before activation and residual.
+//!
+//! ```text
+//! t = s · (A·x)                     rows of A in panels of 16, for every row that the adapter acts on
+//! y = gain ⊙ (W·x + B·t) + bias     in the order of the set, each product as the float kernels define it
+//! ```
+//! Where A's format does not fit the input (float factors on a quantized row, 8-bit factors on floats), the input is
+//! converted in blocks of 256, and the blocks' sums are added in order.
+
+use core::ops::Range;
+
+use super::Context;
+use crate::adapter::{MAX_ACTIVE, Patch};
+use crate::format::record::{NONE, Operand, RowKind};
+use crate::format::view::{Tensor, Thin};
+use crate::kernels::{ActRows, Kernels, MAX_TOKENS, QuantRow, quant_row_bytes};
+use crate::program::verify::{MAX_SLOTS, linear_slots};
+use crate::session::arena::Rows;
+use crate::session::workers::{Inline, Workers};
+use crate::weights::{GROUP, PANEL_ROWS, WeightFormat};
+
+/// Most terms of one pass over a linear; rows with more take another pass.
+const MAX_TERMS: usize = MAX_ACTIVE * MAX_SLOTS;
+/// Inputs that are converted at a time: whole blocks of every format.
+const CONVERT: usize = 256;
+/// Products of A below which waking the other threads costs more than they save.
+const ALONE: usize = 1 << 17;
+
+/// What one adapter does to the outputs of one slot, for some rows.
+#[derive(Clone, Copy)]
+struct Term<'m> {
+    /// First row and the row after the last.
+    rows: (usize, usize),
+    /// First output of the slot in the tensor, and the output after its last.
+    outputs: (usize, usize),
+    /// Columns of the low-rank values.
+    t: (usize, usize),
+    /// Turns low-rank values to outputs; without it they are outputs themselves.
+    b: Option<Thin<'m>>,
+    /// Which outputs, ascending; empty for all.
+    indices: &'m [u32],
+    gain: Option<&'m [f32]>,
+    bias: Option<&'m [f32]>,
+}
+
+/// The updates on a linear for the rows of one pass.
+pub struct LowRank<'m> {
+    /// The rows of the pass.
+    pub rows: Range<usize>,
+    terms: [Option<Term<'m>>; MAX_TERMS],
+    count: usize,
+    biased: bool,
+}
+
+/// The linear and its input.
+#[derive(Clone, Copy)]
+pub struct Site {
+    /// First slot.
+    pub slot: u32,
+    /// Weight.
+    pub weight: u32,
+    /// Format of the weight: float, or the input is quantized.
+    pub format: WeightFormat,
+    /// Inputs.
+    pub cols: usize,
+    /// Input.
+    pub input: Operand,
+    /// Rows.
+    pub kind: RowKind,
+}
+
+impl<'m> LowRank<'m> {
+    /// Plans the pass that begins at row `first`, and computes its low-rank values.
+    pub fn begin(cx: &mut Context<'_, 'm>, site: Site, first: usize, rows: usize) -> Self {
+        let mut pass = Self { rows: first..first, terms: [None; MAX_TERMS], count: 0, biased: false };
+        let slots = linear_slots(&cx.file, site.slot, site.weight);
+        while pass.rows.end < rows {
+            let run = cx.patches.run(site.kind, pass.rows.end, rows);
+            let patched = |slot: u32| run.acting().filter(move |a| a.adapter.patch(slot).is_some()).count();
+            let terms: usize = slots.clone().map(patched).sum();
+            if pass.count + terms > MAX_TERMS {
+                break;
+            }
+            pass.rows.end = run.rows.end;
+            if terms == 0 {
+                continue;
+            }
+            let mut t = 0;
+            for active in run.acting() {
+                let (mut shared, mut at) = (NONE, 0);
+                for slot in slots.clone() {
+                    let Some(p) = active.adapter.patch(slot) else { continue };
+                    if p.record.a != NONE && p.record.a != shared {
+                        (shared, at) = (p.record.a, t);
+                        t += project(cx, site, &p, run.rows.clone(), at, active.weight);
+                    }
+                    let s = &cx.file.slots[slot as usize];
+                    pass.add(&p, &run.rows, (s.row_start as usize, (s.row_start + s.rows) as usize), at);
+                }
+            }
+        }
+        pass
+    }
+
+    fn add(&mut self, p: &Patch<'m>, rows: &Range<usize>, outputs: (usize, usize), at: usize) {
+        let (r, b, indices) = (p.record, p.b(), p.indices());
+        let rank = match (r.a, b, indices.len()) {
+            (NONE, ..) => 0,
+            (_, Some(b), _) => b.cols,
+            (_, None, 0) => outputs.1 - outputs.0,
+            (_, None, n) => n,
+        };
+        let t = at + r.a_row as usize;
+        let bias = p.vector(r.bias);
+        self.biased |= bias.is_some();
+        self.terms[self.count] = Some(Term {
+            rows: (rows.start, rows.end),
+            outputs,
+            t: (t, t + rank),
+            b,
+            indices,
+            gain: p.vector(r.gain),
+            bias,
+        });
+        self.count += 1;
+    }
+
+    fn terms(
+        &self,
+        rows: &Range<usize>,
+        outputs: &Range<usize>,
+    ) -> impl Iterator<Item = (&Term<'m>, Range<usize>, Range<usize>)> {
+        let (rows, outputs) = (rows.clone(), outputs.clone());
+        self.terms[..self.count].iter().flatten().filter_map(move |t| {
+            let r = rows.start.max(t.rows.0)..rows.end.min(t.rows.1);
+            let o = outputs.start.max(t.outputs.0)..outputs.end.min(t.outputs.1);
+            (r.start < r.end && o.start < o.end).then_some((t, r, o))
+        })
+    }
+
+    /// Adds the updates to a panel's sums for the rows from `first` on, and applies gains. `values` are the low-rank
+    /// values, `tile` is a place to work.
+    pub fn update(
+        &self,
+        kernels: &Kernels,
+        values: &Rows<'_>,
+        panel: usize,
+        first: usize,
+        sums: &mut [[f32; PANEL_ROWS]],
+        tile: &mut [[f32; PANEL_ROWS]; MAX_TOKENS],
+    ) {
+        let column = panel * PANEL_ROWS;
+        for (term, rows, outputs) in self.terms(&(first..first + sums.len()), &(column..column + PANEL_ROWS)) {
+            let n = rows.len();
+            let sums = &mut sums[rows.start - first..rows.end - first];
+            let lanes = outputs.start - column..outputs.end - column;
+            // The slot's outputs of this panel, counted from its first.
+            let own = outputs.start - term.outputs.0..outputs.end - term.outputs.0;
+            let (t0, t1) = term.t;
+            if let Some(b) = &term.b {
+                for q in own.start / PANEL_ROWS..own.end.div_ceil(PANEL_ROWS) {
+                    let x = ActRows::new(&values.span(rows.start, n)[t0 * 4..], values.stride());
+                    kernels.thin_panel(b.format, b.panel(q, 0..b.cols), t1 - t0, x, &mut tile[..n]);
+                    let part = own.start.max(q * PANEL_ROWS)..own.end.min((q + 1) * PANEL_ROWS);
+                    for (sums, update) in sums.iter_mut().zip(tile.iter()) {
+                        let to = lanes.start + (part.start - own.start);
+                        let from = part.start - q * PANEL_ROWS;
+                        for i in 0..part.len() {
+                            sums[to + i] += update[from + i];
+                        }
+                    }
+                }
+            } else if t1 > t0 {
+                let whole = term.indices.is_empty();
+                let from = if whole { own.start } else { term.indices.partition_point(|i| (*i as usize) < own.start) };
+                let to = if whole { own.end } else { term.indices.partition_point(|i| (*i as usize) < own.end) };
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let row = &values.row(rows.start + i)[t0..t1];
+                    for (j, value) in (from..to).zip(&row[from..to]) {
+                        let at = if whole { j } else { term.indices[j] as usize };
+                        sums[lanes.start + at - own.start] += value;
+                    }
+                }
+            }
+            if let Some(gain) = term.gain {
+                for sums in sums {
+                    for (s, g) in sums[lanes.clone()].iter_mut().zip(&gain[own.clone()]) {
+                        *s *= g;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The bias of a panel for a row: the base's, with what adapters put in its place.
+    pub fn bias(&self, base: Option<&[f32]>, panel: usize, row: usize) -> Option<[f32; PANEL_ROWS]> {
+        if !self.biased {
+            return None;
+        }
+        let column = panel * PANEL_ROWS;
+        let mut bias = [0.0; PANEL_ROWS];
+        for (b, base) in bias.iter_mut().zip(base.unwrap_or(&[]).iter().skip(column)) {
+            *b = *base;
+        }
+        for (term, _, outputs) in self.terms(&(row..row + 1), &(column..column + PANEL_ROWS)) {
+            if let Some(own) = term.bias {
+                let from = outputs.start - term.outputs.0;
+                bias[outputs.start - column..outputs.end - column].copy_from_slice(&own[from..from + outputs.len()]);
+            }
+        }
+        Some(bias)
+    }
+}
+
+/// `t = weight · (A·x)` for some rows, into columns from `at` on; gives the columns taken.
+fn project(cx: &mut Context<'_, '_>, site: Site, p: &Patch<'_>, rows: Range<usize>, at: usize, weight: f32) -> usize {
+    let Some(a) = p.file.tensor(p.record.a) else { return 0 };
+    let ranks = match a {
+        Tensor::Thin(Thin { rows, .. }) | Tensor::Panels { rows, .. } | Tensor::Vector { rows, .. } => rows,
+    };
+    let width = ranks.next_multiple_of(PANEL_ROWS);
+    let (kernels, codebook) = (cx.kernels, &cx.file.header.codebook);
+    let (out, x) = cx.arena.low_rank_mut((site.input, site.cols));
+    let workers: &dyn Workers = if rows.len() * width * site.cols < ALONE { &Inline } else { cx.workers };
+    let quantized = !site.format.is_float();
+    out.columns(at, width).tiles(workers, rows, MAX_TOKENS, PANEL_ROWS, |mut tile| {
+        let (first, n, panel) = (tile.first_row, tile.rows(), tile.first_block);
+        let mut sums = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
+        let sums = &mut sums[..n];
+        let span = || ActRows::new(x.span(first, n), x.stride());
+        match a {
+            Tensor::Thin(a) if !quantized => {
+                kernels.thin_panel(a.format, a.panel(panel, 0..a.cols), a.cols, span(), sums);
+            }
+            Tensor::Thin(a) => {
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let row = QuantRow::new(x.bytes(first + i), a.cols);
+                    convert(a.cols, sums, |range, sums| {
+                        let mut floats = [0.0_f32; CONVERT];
+                        for (g, out) in floats[..range.len()].chunks_mut(GROUP).enumerate() {
+                            let g = range.start / GROUP + g;
+                            let scale = row.scale(g);
+                            for (out, code) in out.iter_mut().zip(row.codes(g)) {
+                                *out = f32::from(code) * scale;
+                            }
+                        }
+                        let n = range.len();
+                        kernels.thin_panel(a.format, a.panel(panel, range), n, ActRows::floats(&floats, CONVERT), sums);
+                    });
+                }
+            }
+            Tensor::Panels { format, cols, data, .. } => {
+                let bytes = format.panel_bytes(cols);
+                let data = &data[panel * bytes..][..bytes];
+                if quantized {
+                    kernels.linear_panel(format, codebook, data, cols, span(), sums);
+                } else {
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        let row = x.row(first + i);
+                        convert(cols, sums, |range, sums| {
+                            let mut quant = [0_u8; quant_row_bytes(CONVERT)];
+                            let quant = &mut quant[..quant_row_bytes(range.len())];
+                            kernels.quantize_row(&row[range.clone()], quant);
+                            // Blocks are whole, so a part of a panel is a panel.
+                            let from = format.panel_bytes(range.start);
+                            let part = &data[from..from + format.panel_bytes(range.len())];
+                            let x = ActRows::new(quant, quant.len());
+                            kernels.linear_panel(format, codebook, part, range.len(), x, sums);
+                        });
+                    }
+                }
+            }
+            Tensor::Vector { .. } => {}
+        }
+        for (i, sums) in sums.iter_mut().enumerate() {
+            if weight != 1.0 {
+                sums.iter_mut().for_each(|s| *s *= weight);
+            }
+            tile.row(i).copy_from_slice(sums);
+        }
+    });
+    width
+}
+
+/// Sums of blocks of inputs, in order.
+fn convert(cols: usize, sums: &mut [f32; PANEL_ROWS], block: impl Fn(Range<usize>, &mut [[f32; PANEL_ROWS]])) {
+    for start in (0..cols).step_by(CONVERT) {
+        let mut part = [[0.0_f32; PANEL_ROWS]];
+        block(start..cols.min(start + CONVERT), &mut part);
+        for (s, p) in sums.iter_mut().zip(part[0]) {
+            *s += p;
+        }
+    }
+}
