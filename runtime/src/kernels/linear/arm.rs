@@ -200,10 +200,24 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                     } else {
                         Start::new(Self::BIAS - Self::OFFSET * input.sum)
                     };
-                    [acc[0], acc[1]] = self.strips(place, 0, x, start, input, [acc[0], acc[1]]);
-                    settle(&mut acc[0]);
-                    settle(&mut acc[1]);
-                    [acc[2], acc[3]] = self.strips(place, 2, x, start, input, [acc[2], acc[3]]);
+                    // Scaling all at once hides latencies, scaling half at once saves registers.
+                    let [mut p, mut q] = self.strips(place, 0, x, start);
+                    if D::TOGETHER < 4 {
+                        settle_sum(&mut p);
+                        settle_sum(&mut q);
+                    } else {
+                        acc[0] = isa.add(acc[0], self.scaled(p, self.scales(place, 0), input));
+                        acc[1] = isa.add(acc[1], self.scaled(q, self.scales(place, 1), input));
+                        settle(&mut acc[0]);
+                        settle(&mut acc[1]);
+                    }
+                    let [r, s] = self.strips(place, 2, x, start);
+                    if D::TOGETHER < 4 {
+                        acc[0] = isa.add(acc[0], self.scaled(p, self.scales(place, 0), input));
+                        acc[1] = isa.add(acc[1], self.scaled(q, self.scales(place, 1), input));
+                    }
+                    acc[2] = isa.add(acc[2], self.scaled(r, self.scales(place, 2), input));
+                    acc[3] = isa.add(acc[3], self.scaled(s, self.scales(place, 3), input));
                 }
             },
         );
@@ -215,32 +229,15 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         }
     }
 
-    /// `acc` and the group's part, of the strips `first` and `first + 1`.
+    /// The sums of the strips `first` and `first + 1`.
     ///
     /// # Safety
     /// `place` is a group of a panel.
     #[inline(always)]
-    unsafe fn strips(
-        &self,
-        place: Place,
-        first: usize,
-        x: [int8x16_t; 4],
-        start: Start,
-        input: Input,
-        acc: [float32x4_t; 2],
-    ) -> [float32x4_t; 2] {
+    unsafe fn strips(&self, place: Place, first: usize, x: [int8x16_t; 4], start: Start) -> [int32x4_t; 2] {
         // SAFETY: passed on.
-        let (rows, scales) = unsafe {
-            (
-                [self.unpack(place, first), self.unpack(place, first + 1)],
-                [self.scales(place, first), self.scales(place, first + 1)],
-            )
-        };
-        let sums = D::rows(Self::MAX_STORED, rows, x, start);
-        [
-            self.isa.add(acc[0], self.scaled(sums[0], scales[0], input)),
-            self.isa.add(acc[1], self.scaled(sums[1], scales[1], input)),
-        ]
+        let rows = unsafe { [self.unpack(place, first), self.unpack(place, first + 1)] };
+        D::rows(Self::MAX_STORED, rows, x, start)
     }
 
     /// The tokens `t..t + T`.
@@ -264,19 +261,12 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                         let strip = Strip { w, scales: self.scales(place, s), g: place.g };
                         // One pointer that goes from token to token: the compiler would keep two for each.
                         let x = opaque(a.x.add(t * a.stride + place.g * GROUP)).cast();
-                        if T == 2 || D::TOGETHER == 2 {
-                            let x = self.tile::<T, 2>(a, &strip, x, &mut acc, 0);
-                            if T > 2 {
-                                let x = self.tile::<T, 2>(a, &strip, x, &mut acc, 2);
-                                if T > 4 {
-                                    let x = self.tile::<T, 2>(a, &strip, x, &mut acc, 4);
-                                    self.tile::<T, 2>(a, &strip, x, &mut acc, 6);
-                                }
-                            }
+                        if T == 2 {
+                            self.batch::<T, 2>(a, &strip, x, &mut acc, 0);
                         } else {
-                            let x = self.tile::<T, 4>(a, &strip, x, &mut acc, 0);
+                            let x = self.batch::<T, 4>(a, &strip, x, &mut acc, 0);
                             if T > 4 {
-                                self.tile::<T, 4>(a, &strip, x, &mut acc, 4);
+                                self.batch::<T, 4>(a, &strip, x, &mut acc, 4);
                             }
                         }
                     }
@@ -292,13 +282,13 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         }
     }
 
-    /// Adds the group's part to the sums of the tokens `first..first + N`, from whose first `codes` are; returns those
+    /// Adds the group's part to the sums of the tokens `first..first + M`, from whose first `codes` are; returns those
     /// of the token after them.
     ///
     /// # Safety
     /// The rows have the group, and the sums the tokens.
     #[inline(always)]
-    unsafe fn tile<const T: usize, const N: usize>(
+    unsafe fn batch<const T: usize, const M: usize>(
         &self,
         a: LinearArgs,
         strip: &Strip,
@@ -307,27 +297,40 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         first: usize,
     ) -> *const i8 {
         let groups = a.k.div_ceil(GROUP);
-        let mut x = [codes; N];
+        let mut x = [codes; M];
         let mut i = 1;
-        while i < N {
+        while i < M {
             x[i] = x[i - 1].wrapping_add(a.stride);
             i += 1;
         }
+        let start = Start::constant(Self::BIAS);
+        let mut sums = [start.whole; M];
         // SAFETY: the rows have the group.
-        let sums = unsafe { D::group(Self::MAX, strip.w, x, Start::constant(Self::BIAS)) };
+        unsafe {
+            if M == 4 && D::TOGETHER == 4 {
+                [sums[0], sums[1], sums[2], sums[3]] = D::group(Self::MAX, strip.w, [x[0], x[1], x[2], x[3]], start);
+            } else {
+                [sums[0], sums[1]] = D::group(Self::MAX, strip.w, [x[0], x[1]], start);
+                if M == 4 {
+                    settle_sum(&mut sums[0]);
+                    settle_sum(&mut sums[1]);
+                    [sums[2], sums[3]] = D::group(Self::MAX, strip.w, [x[2], x[3]], start);
+                }
+            }
+        }
         let mut i = 0;
-        while i < N {
+        while i < M {
             // SAFETY: as above.
             let input = unsafe { Input::load(x[i], groups, strip.g) };
             acc[first + i] = self.isa.add(acc[first + i], self.scaled(sums[i], strip.scales, input));
             i += 1;
         }
         let mut i = 0;
-        while i < N {
+        while i < M {
             settle(&mut acc[first + i]);
             i += 1;
         }
-        x[N - 1].wrapping_add(a.stride)
+        x[M - 1].wrapping_add(a.stride)
     }
 
     /// Takes the offset out.
@@ -387,6 +390,13 @@ impl Start {
 /// runs out of registers.
 #[inline(always)]
 fn settle(v: &mut float32x4_t) {
+    // SAFETY: no instruction.
+    unsafe { core::arch::asm!("/* {0:v} */", inout(vreg) * v, options(nostack, preserves_flags)) }
+}
+
+/// [`settle`] for sums that are still integers.
+#[inline(always)]
+fn settle_sum(v: &mut int32x4_t) {
     // SAFETY: no instruction.
     unsafe { core::arch::asm!("/* {0:v} */", inout(vreg) * v, options(nostack, preserves_flags)) }
 }

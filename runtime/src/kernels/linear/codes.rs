@@ -9,7 +9,7 @@ pub(crate) trait Codes {
     const FORMAT: WeightFormat;
     /// Largest unpacked code.
     const MAX: i32;
-    /// What unpacked codes have been raised by: the dot product is lowered by this times Σx.
+    /// What unpacked codes have been raised by in the file.
     const OFFSET: i32;
 
     /// The codes of one register of a line, in four parts of 8 inputs. `table` is the codebook; `half` the half of
@@ -19,25 +19,6 @@ pub(crate) trait Codes {
     /// `codes` points to the register in the first of the half's lines of a group, `plane` to the register in the
     /// plane's line.
     unsafe fn unpack<I: Bytes>(isa: I, table: I::B, codes: *const u8, plane: *const u8, half: usize) -> [I::B; 4];
-    /// Dot product with four parts of the activations, two lanes per row.
-    #[inline(always)]
-    fn dots<I: Bytes>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
-        isa.dots_u(Self::MAX, w, x)
-    }
-    /// Dot product with a group of activations, one lane per row; `w` holds 4 inputs per register.
-    ///
-    /// # Safety
-    /// `x` is valid for reading 32 bytes.
-    #[inline(always)]
-    unsafe fn group<I: Bytes>(isa: I, w: [I::B; 8], x: *const i8) -> I::I {
-        // SAFETY: passed on.
-        unsafe { isa.group_u(Self::MAX, w, x) }
-    }
-    /// [`Codes::OFFSET`], where the level has a say in it.
-    #[inline(always)]
-    fn offset<I: Bytes>() -> i32 {
-        Self::OFFSET
-    }
     /// Minima of `L` rows, whose multipliers are at `at`; read where the format has them.
     ///
     /// # Safety
@@ -184,19 +165,6 @@ impl Codes for Q8 {
         unsafe { bytes(isa, codes) }
     }
     #[inline(always)]
-    fn dots<I: Bytes>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
-        isa.dots_s(w, x)
-    }
-    #[inline(always)]
-    unsafe fn group<I: Bytes>(isa: I, w: [I::B; 8], x: *const i8) -> I::I {
-        // SAFETY: passed on.
-        unsafe { isa.group_s(w, x) }
-    }
-    #[inline(always)]
-    fn offset<I: Bytes>() -> i32 {
-        I::SIGNED_OFFSET
-    }
-    #[inline(always)]
     unsafe fn multipliers<I: Bytes>(isa: I, at: *const u8) -> I::F {
         // SAFETY: the caller vouches for L halves.
         unsafe { isa.load_f16(at.cast()) }
@@ -217,19 +185,6 @@ impl Codes for Q8R {
     unsafe fn unpack<I: Bytes>(isa: I, _: I::B, codes: *const u8, _: *const u8, _: usize) -> [I::B; 4] {
         // SAFETY: as the caller vouches.
         unsafe { bytes(isa, codes) }
-    }
-    #[inline(always)]
-    fn dots<I: Bytes>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
-        isa.dots_s(w, x)
-    }
-    #[inline(always)]
-    unsafe fn group<I: Bytes>(isa: I, w: [I::B; 8], x: *const i8) -> I::I {
-        // SAFETY: passed on.
-        unsafe { isa.group_s(w, x) }
-    }
-    #[inline(always)]
-    fn offset<I: Bytes>() -> i32 {
-        I::SIGNED_OFFSET
     }
     #[inline(always)]
     unsafe fn multipliers<I: Bytes>(isa: I, _: *const u8) -> I::F {

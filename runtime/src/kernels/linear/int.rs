@@ -39,6 +39,28 @@ pub(crate) unsafe fn panel<I: Bytes, C: Codes>(isa: I, a: LinearArgs) {
     }
 }
 
+/// What the dot product is too large by, in units of Σx.
+#[inline(always)]
+const fn offset<I: Bytes, C: Codes>() -> i32 {
+    if C::FORMAT.code_bits() == 8 { I::SIGNED_OFFSET } else { C::OFFSET }
+}
+
+/// Dot product with four parts of the activations, two lanes per row.
+#[inline(always)]
+fn dots<I: Bytes, C: Codes>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
+    if C::FORMAT.code_bits() == 8 { isa.dots_s(w, x) } else { isa.dots_u(C::MAX, w, x) }
+}
+
+/// Dot product with a group of activations, one lane per row; `w` holds 4 inputs per register.
+///
+/// # Safety
+/// `x` is valid for reading 32 bytes.
+#[inline(always)]
+unsafe fn group<I: Bytes, C: Codes>(isa: I, w: [I::B; 8], x: *const i8) -> I::I {
+    // SAFETY: passed on.
+    unsafe { if C::FORMAT.code_bits() == 8 { isa.group_s(w, x) } else { isa.group_u(C::MAX, w, x) } }
+}
+
 /// Calls `f` with the number of every strip, unrolled, so that the numbers are constants in it.
 #[inline(always)]
 fn each_strip<I: Bytes>(mut f: impl FnMut(usize)) {
@@ -123,7 +145,7 @@ unsafe fn load_scales<I: Bytes, C: Codes>(isa: I, row: *const u8, groups: usize,
         let scale = row.add(groups * GROUP).cast::<f32>().add(g).read_unaligned();
         let sum = row.add(groups * (GROUP + 4)).cast::<i32>().add(g).read_unaligned();
         Scales {
-            offset: isa.splat_i(sum.wrapping_mul(C::offset::<I>())),
+            offset: isa.splat_i(sum.wrapping_mul(offset::<I, C>())),
             x: isa.splat(scale),
             sum: isa.splat(if C::FORMAT.has_minimum() { sum as f32 } else { 0.0 }),
         }
@@ -133,14 +155,14 @@ unsafe fn load_scales<I: Bytes, C: Codes>(isa: I, row: *const u8, groups: usize,
 /// The strip's contribution of one group and token.
 #[inline(always)]
 fn contribution<I: Bytes, C: Codes>(isa: I, w: &Strip<I>, x: &Group<I>) -> I::F {
-    let sums = isa.pair_sum(C::dots(isa, w.a, x.x), C::dots(isa, w.b, x.x));
+    let sums = isa.pair_sum(dots::<I, C>(isa, w.a, x.x), dots::<I, C>(isa, w.b, x.x));
     finish::<I, C>(isa, sums, w.multipliers, w.minima, x.scales)
 }
 
 /// From the dot product of unsigned codes to the contribution.
 #[inline(always)]
 fn finish<I: Bytes, C: Codes>(isa: I, dot: I::I, multipliers: I::F, minima: I::F, x: Scales<I>) -> I::F {
-    let dot = if C::offset::<I>() == 0 { dot } else { isa.sub_i(dot, x.offset) };
+    let dot = if offset::<I, C>() == 0 { dot } else { isa.sub_i(dot, x.offset) };
     let p = C::scaled(isa, isa.to_f(dot), multipliers, x.x);
     if C::FORMAT.has_minimum() { isa.add(p, isa.mul(x.sum, isa.mul(minima, x.x))) } else { p }
 }
@@ -210,7 +232,7 @@ unsafe fn many_tokens<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
                         let mut out = a.out.cast::<f32>().add(s * I::L);
                         let mut t = 0;
                         while t < a.tokens {
-                            let dot = C::group(isa, w, row.add(place.g * GROUP).cast());
+                            let dot = group::<I, C>(isa, w, row.add(place.g * GROUP).cast());
                             let scales = load_scales::<I, C>(isa, row, groups, place.g);
                             let p = finish::<I, C>(isa, dot, multipliers, minima, scales);
                             isa.store(out, isa.add(isa.load(out), p));

@@ -19,6 +19,10 @@
 
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod arm;
+#[cfg_attr(
+    not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))),
+    expect(dead_code, reason = "without vectors only the formats' names are read")
+)]
 mod codes;
 mod dequant;
 mod float;

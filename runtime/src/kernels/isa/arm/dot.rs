@@ -21,7 +21,7 @@ pub unsafe trait Dot: Copy + 'static {
     /// The four rows' codes in the order that [`Dot::group`] wants.
     fn arrange(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8];
 
-    /// Tokens whose chains of dependent instructions run side by side, for processors that start them in order.
+    /// Tokens whose chains of dependent instructions run side by side, for processors that start them in order: 2 or 4.
     const TOGETHER: usize;
 
     /// Four rows times 32 inputs of each of `N` tokens.
