@@ -75,6 +75,15 @@ impl Call {
         self
     }
 
+    /// The same call as an argument of another program, one that traces it for instance.
+    #[must_use]
+    pub fn under(mut self, program: &str, args: &[&str]) -> Self {
+        let inner = std::mem::replace(&mut self.program, program.into());
+        let before = args.iter().map(OsString::from).chain([inner.into_os_string()]);
+        self.args = before.chain(std::mem::take(&mut self.args)).collect();
+        self
+    }
+
     /// The call as one would type it.
     #[must_use]
     pub fn line(&self) -> String {

@@ -1,15 +1,22 @@
-//! What the tools promise about memory: opening a model allocates next to nothing, and a run takes the file, the planned
-//! arena and little more.
+//! What the tools promise about memory: opening a model and generating tokens allocate nothing, generating makes no system
+//! call, and a run takes the file, the planned arena and little more.
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use conformance::data;
 use conformance::desk::Desk;
 use conformance::real::pack;
-use lora_runtime::Model;
+use lora_runtime::format::EntryKind;
+use lora_runtime::kernels::Kernels;
 use lora_runtime::map::Mapping;
+use lora_runtime::program::{AdapterNeeds, SessionConfig};
+use lora_runtime::session::workers::Workers;
+use lora_runtime::threads::{ArenaBox, Pool};
+use lora_runtime::{Model, Segment, Session, Step};
 
 /// Counts every byte that is asked for.
 struct Counting;
@@ -33,6 +40,59 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Whatever thread asks, nothing is allocated between the first tokens and the last.
+fn generating_allocates_nothing(model: Model<'_>, threads: usize) {
+    let config = SessionConfig {
+        context: 64,
+        tokens: 8,
+        outputs: 1,
+        source: 0,
+        sequences: 1,
+        adapters: AdapterNeeds::NONE,
+        kv: model.kv_type(),
+    };
+    let pool = Pool::new(threads).expect("threads");
+    // A thread that starts late allocates its name: one task for each, none of which ends before all have begun.
+    let begun = Barrier::new(threads);
+    pool.run(threads, &|_| {
+        begun.wait();
+    });
+    let mut arena = ArenaBox::new(usize::try_from(model.plan(&config).arena_bytes).expect("fits"));
+    let mut session = Session::new(model, config, Kernels::best(), &pool, arena.as_mut_slice()).expect("a session");
+    let mut step = |past: u32, tokens: &[u32]| {
+        let len = tokens.len() as u32;
+        let segments = [Segment { sequence: 0, past, len }];
+        let step = Step { tokens, token_types: &[], segments: &segments, outputs: &[len - 1] };
+        session.run(EntryKind::Decode, &step).expect("runs");
+    };
+    step(0, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    step(8, &[9]);
+    let before = ALLOCATED.load(Ordering::Relaxed);
+    step(9, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    for past in 17..64 {
+        step(past, &[past]);
+    }
+    assert_eq!(ALLOCATED.load(Ordering::Relaxed) - before, 0, "{threads} threads: generating allocated");
+}
+
+/// As many system calls for 16 tokens as for 112.
+fn generating_makes_no_system_call(desk: &Desk, lpk: &Path) {
+    let calls = |tokens: &str| -> Option<u64> {
+        let log = desk.path("strace.txt");
+        let bench = desk.run("bench", lpk).args(["-p", "0", "-n", tokens, "-r", "1", "--threads", "1"]);
+        let traced = bench.under("strace", &["-c", "-U", "calls,name", "-o", &log.to_string_lossy()]).run();
+        if !traced.is_ok_and(|finished| finished.code == Some(0)) {
+            return None;
+        }
+        let text = std::fs::read_to_string(log).ok()?;
+        text.lines().rfind(|l| l.ends_with("total"))?.split_whitespace().next()?.parse().ok()
+    };
+    match (calls("16"), calls("112")) {
+        (Some(few), Some(many)) => assert_eq!(few, many, "system calls of 16 and of 112 tokens"),
+        _ => conformance::say("SKIP system calls: no strace that may trace"),
+    }
+}
+
 /// Beyond file and arena: the program itself, its stacks, the answer.
 const OVERHEAD: u64 = 8 << 20;
 
@@ -51,6 +111,10 @@ fn opening_allocates_nothing_and_a_run_takes_what_was_planned() {
         let allocated = ALLOCATED.load(Ordering::Relaxed) - before;
         assert_eq!(allocated, 0, "{quant}: opening allocated");
         assert!(model.tokenizer().is_ok());
+        for threads in [1, 3] {
+            generating_allocates_nothing(model, threads);
+        }
+        generating_makes_no_system_call(&desk, &lpk);
 
         let plan = desk.pack("plan").arg(&lpk).args(["--ctx", "256", "--batch", "128", "--json"]);
         let plan = desk.json_object(&plan).unwrap_or_else(|miss| panic!("{miss:?}"));

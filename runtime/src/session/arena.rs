@@ -40,7 +40,8 @@ unsafe impl Send for Arena<'_> {}
 unsafe impl Sync for Arena<'_> {}
 
 impl<'m> Arena<'m> {
-    /// Takes exactly the planned bytes of `memory` and zeroes them.
+    /// Takes exactly the planned bytes of `memory` and zeroes the activations. The caches are left as they are: attention
+    /// never reads a position that was not stored, so memory for positions that no one needs is not touched.
     ///
     /// # Errors
     /// [`ErrorKind::TooSmall`] when one byte is missing, [`ErrorKind::Misaligned`] unless 64-byte aligned.
@@ -53,7 +54,7 @@ impl<'m> Arena<'m> {
             return Err(Error::new(ErrorKind::Misaligned, "arena")
                 .values((memory.as_ptr() as usize % ARENA_ALIGN) as u64, ARENA_ALIGN as u64));
         }
-        memory[..plan.arena_bytes as usize].fill(0);
+        memory[..plan.activation_bytes as usize].fill(0);
         let output_area = file.info.per_token as usize * config.tokens as usize;
         let kv_area = plan.activation_bytes as usize;
         let adapter_area = (plan.activation_bytes + plan.kv_bytes) as usize;

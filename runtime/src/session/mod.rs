@@ -145,7 +145,7 @@ pub struct Session<'m> {
 }
 
 impl<'m> Session<'m> {
-    /// A session in exactly the planned bytes of `memory` (64-byte aligned; zeroed here).
+    /// A session in exactly the planned bytes of `memory` (64-byte aligned; need not be zeroed).
     ///
     /// # Errors
     /// [`ErrorKind::TooSmall`] with the exact need when one byte is missing; [`ErrorKind::Capacity`] for a context

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value as Json, json};
@@ -45,7 +46,7 @@ pub struct Memory {
     pub kv: u64,
     /// Peak resident memory.
     pub peak: u64,
-    /// Milliseconds of CPU time from the start of the process to the first op.
+    /// Milliseconds of CPU time from opening the file to the first op.
     pub load_ms: Spread,
 }
 
@@ -123,44 +124,46 @@ pub fn measure(model: &Path, options: &Options, rounds: u32) -> Result<Memory> {
 /// # Errors
 /// The model cannot be loaded or run.
 pub fn once(args: &OnceArgs) -> Result<()> {
-    let (kv, load_ms) =
+    let start = Clock::Process.now();
+    let (kv, loaded) =
         if args.model.extension().is_some_and(|e| e == "gguf") { once_llama(&args.model)? } else { once_lora(args)? };
     let file = std::fs::metadata(&args.model)?.len();
     let peak = peak_rss().context("the system does not tell peak memory")?;
+    let load_ms = (loaded - start).as_secs_f64() * 1e3;
     println!("{}", json!({ "file": file, "kv": kv, "peak": peak, "load_ms": load_ms }));
     Ok(())
 }
 
 const SETUP: Setup = Setup { context: CONTEXT, batch: PROMPT, threads: 1 };
 
-/// Fills the context; returns the milliseconds of CPU time that the process had taken before.
-fn work(runner: &mut dyn Runner) -> Result<f64> {
-    let load_ms = Clock::Process.now().as_secs_f64() * 1e3;
+/// Fills the context; returns the CPU time that the process had taken before.
+fn work(runner: &mut dyn Runner) -> Result<Duration> {
+    let loaded = Clock::Process.now();
     runner.prefill(PROMPT)?;
     runner.decode(PROMPT, CONTEXT - PROMPT)?;
-    Ok(load_ms)
+    Ok(loaded)
 }
 
-/// Bytes of the KV cache, and loading time.
-fn once_lora(args: &OnceArgs) -> Result<(u64, f64)> {
+/// Bytes of the KV cache, and the CPU time taken when the model was loaded.
+fn once_lora(args: &OnceArgs) -> Result<(u64, Duration)> {
     let mapping = lora::map(&args.model)?;
     let model = lora::verify(&mapping)?;
-    let load_ms = lora::with_session(model, &args.options, SETUP, |mut runner| work(&mut runner))?;
-    Ok((model.plan(&lora::config(&args.options, SETUP)).kv_bytes, load_ms))
+    let loaded = lora::with_session(model, &args.options, SETUP, |mut runner| work(&mut runner))?;
+    Ok((model.plan(&lora::config(&args.options, SETUP)).kv_bytes, loaded))
 }
 
 #[cfg(feature = "llama-cpp")]
-fn once_llama(path: &Path) -> Result<(u64, f64)> {
+fn once_llama(path: &Path) -> Result<(u64, Duration)> {
     let backend = crate::llama::backend()?;
     let model = crate::llama::load(&backend, path)?;
-    let load_ms = work(&mut crate::llama::Llama::new(&backend, &model, SETUP)?)?;
+    let loaded = work(&mut crate::llama::Llama::new(&backend, &model, SETUP)?)?;
     // f16 keys and values.
     let width = model.n_embd() as u32 / model.n_head() * model.n_head_kv();
-    Ok((2 * 2 * u64::from(CONTEXT) * u64::from(width) * u64::from(model.n_layer()), load_ms))
+    Ok((2 * 2 * u64::from(CONTEXT) * u64::from(width) * u64::from(model.n_layer()), loaded))
 }
 
 #[cfg(not(feature = "llama-cpp"))]
-fn once_llama(_: &Path) -> Result<(u64, f64)> {
+fn once_llama(_: &Path) -> Result<(u64, Duration)> {
     bail!("this build has no llama.cpp")
 }
 
