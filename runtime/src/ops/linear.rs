@@ -117,8 +117,8 @@ impl Job<'_, '_> {
     fn epilogue(&self, sums: &[f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
         let first = panel * PANEL_ROWS;
         let mut y = *sums;
-        if let Some(bias) = self.update.and_then(|(update, _)| update.bias(self.bias, panel, row)) {
-            each(&mut y, &bias, |y, b| y + b);
+        if let Some((update, _)) = self.update.filter(|(update, _)| update.biased) {
+            each(&mut y, &update.bias(self.bias, panel, row), |y, b| y + b);
         } else if let Some(bias) = self.bias {
             each(&mut y, &sixteen(&bias[first..]), |y, b| y + b);
         }

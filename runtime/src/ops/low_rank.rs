@@ -44,13 +44,77 @@ struct Term<'m> {
     bias: Option<&'m [f32]>,
 }
 
+impl Term<'_> {
+    /// The rows and outputs that it has among others.
+    fn overlap(&self, rows: &Range<usize>, outputs: &Range<usize>) -> Option<(Range<usize>, Range<usize>)> {
+        let r = rows.start.max(self.rows.0)..rows.end.min(self.rows.1);
+        let o = outputs.start.max(self.outputs.0)..outputs.end.min(self.outputs.1);
+        (r.start < r.end && o.start < o.end).then_some((r, o))
+    }
+
+    /// [`LowRank::update`] for outputs that are not a whole panel of the slot, and for updates without B.
+    #[cold]
+    fn update_part(
+        &self,
+        kernels: &Kernels,
+        values: &Rows<'_>,
+        panel: usize,
+        first: usize,
+        sums: &mut [[f32; PANEL_ROWS]],
+        tile: &mut [[f32; PANEL_ROWS]; MAX_TOKENS],
+    ) {
+        let column = panel * PANEL_ROWS;
+        if let Some((rows, outputs)) = self.overlap(&(first..first + sums.len()), &(column..column + PANEL_ROWS)) {
+            let n = rows.len();
+            let sums = &mut sums[rows.start - first..rows.end - first];
+            let lanes = outputs.start - column..outputs.end - column;
+            // The slot's outputs of this panel, counted from its first.
+            let own = outputs.start - self.outputs.0..outputs.end - self.outputs.0;
+            let (t0, t1) = self.t;
+            if let Some(b) = &self.b {
+                for q in own.start / PANEL_ROWS..own.end.div_ceil(PANEL_ROWS) {
+                    let x = ActRows::new(&values.span(rows.start, n)[t0 * 4..], values.stride());
+                    kernels.thin_panel(b.format, b.panel(q, 0..b.cols), t1 - t0, x, &mut tile[..n]);
+                    let part = own.start.max(q * PANEL_ROWS)..own.end.min((q + 1) * PANEL_ROWS);
+                    for (sums, update) in sums.iter_mut().zip(tile.iter()) {
+                        let to = lanes.start + (part.start - own.start);
+                        let from = part.start - q * PANEL_ROWS;
+                        for i in 0..part.len() {
+                            sums[to + i] += update[from + i];
+                        }
+                    }
+                }
+            } else if t1 > t0 {
+                let whole = self.indices.is_empty();
+                let from = if whole { own.start } else { self.indices.partition_point(|i| (*i as usize) < own.start) };
+                let to = if whole { own.end } else { self.indices.partition_point(|i| (*i as usize) < own.end) };
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let row = &values.row(rows.start + i)[t0..t1];
+                    for (j, value) in (from..to).zip(&row[from..to]) {
+                        let at = if whole { j } else { self.indices[j] as usize };
+                        sums[lanes.start + at - own.start] += value;
+                    }
+                }
+            }
+            if let Some(gain) = self.gain {
+                for sums in sums {
+                    for (s, g) in sums[lanes.clone()].iter_mut().zip(&gain[own.clone()]) {
+                        *s *= g;
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// The updates on a linear for the rows of one pass.
 pub struct LowRank<'m> {
     /// The rows of the pass.
     pub rows: Range<usize>,
     terms: [Option<Term<'m>>; MAX_TERMS],
     count: usize,
-    biased: bool,
+    /// Some bias is not the base's.
+    pub biased: bool,
 }
 
 /// The linear and its input.
@@ -126,19 +190,6 @@ impl<'m> LowRank<'m> {
         self.count += 1;
     }
 
-    fn terms(
-        &self,
-        rows: &Range<usize>,
-        outputs: &Range<usize>,
-    ) -> impl Iterator<Item = (&Term<'m>, Range<usize>, Range<usize>)> {
-        let (rows, outputs) = (rows.clone(), outputs.clone());
-        self.terms[..self.count].iter().flatten().filter_map(move |t| {
-            let r = rows.start.max(t.rows.0)..rows.end.min(t.rows.1);
-            let o = outputs.start.max(t.outputs.0)..outputs.end.min(t.outputs.1);
-            (r.start < r.end && o.start < o.end).then_some((t, r, o))
-        })
-    }
-
     /// Adds the updates to a panel's sums for the rows from `first` on, and applies gains. `values` are the low-rank
     /// values, `tile` is a place to work.
     pub fn update(
@@ -151,65 +202,55 @@ impl<'m> LowRank<'m> {
         tile: &mut [[f32; PANEL_ROWS]; MAX_TOKENS],
     ) {
         let column = panel * PANEL_ROWS;
-        for (term, rows, outputs) in self.terms(&(first..first + sums.len()), &(column..column + PANEL_ROWS)) {
-            let n = rows.len();
-            let sums = &mut sums[rows.start - first..rows.end - first];
-            let lanes = outputs.start - column..outputs.end - column;
-            // The slot's outputs of this panel, counted from its first.
-            let own = outputs.start - term.outputs.0..outputs.end - term.outputs.0;
-            let (t0, t1) = term.t;
-            if let Some(b) = &term.b {
-                for q in own.start / PANEL_ROWS..own.end.div_ceil(PANEL_ROWS) {
-                    let x = ActRows::new(&values.span(rows.start, n)[t0 * 4..], values.stride());
-                    kernels.thin_panel(b.format, b.panel(q, 0..b.cols), t1 - t0, x, &mut tile[..n]);
-                    let part = own.start.max(q * PANEL_ROWS)..own.end.min((q + 1) * PANEL_ROWS);
-                    for (sums, update) in sums.iter_mut().zip(tile.iter()) {
-                        let to = lanes.start + (part.start - own.start);
-                        let from = part.start - q * PANEL_ROWS;
-                        for i in 0..part.len() {
-                            sums[to + i] += update[from + i];
+        for term in self.terms[..self.count].iter().flatten() {
+            let rows = first.max(term.rows.0)..(first + sums.len()).min(term.rows.1);
+            if rows.start >= rows.end || column >= term.outputs.1 || column + PANEL_ROWS <= term.outputs.0 {
+                continue;
+            }
+            // Whole panels of a slot, as in every model whose heads are a multiple of 16 wide.
+            let aligned = column >= term.outputs.0
+                && column + PANEL_ROWS <= term.outputs.1
+                && (column - term.outputs.0).is_multiple_of(PANEL_ROWS);
+            if let (true, Some(b)) = (aligned, &term.b) {
+                let sums = &mut sums[rows.start - first..rows.end - first];
+                let own = column - term.outputs.0;
+                let tile = &mut tile[..sums.len()];
+                let (t0, t1) = term.t;
+                let x = ActRows::new(&values.span(rows.start, sums.len())[t0 * 4..], values.stride());
+                kernels.thin_panel(b.format, b.panel(own / PANEL_ROWS, 0..b.cols), t1 - t0, x, tile);
+                let gain = term.gain.and_then(|g| g[own..].first_chunk::<PANEL_ROWS>());
+                for (sums, update) in sums.iter_mut().zip(tile) {
+                    for (s, u) in sums.iter_mut().zip(update) {
+                        *s += *u;
+                    }
+                    if let Some(gain) = gain {
+                        for (s, g) in sums.iter_mut().zip(gain) {
+                            *s *= g;
                         }
                     }
                 }
-            } else if t1 > t0 {
-                let whole = term.indices.is_empty();
-                let from = if whole { own.start } else { term.indices.partition_point(|i| (*i as usize) < own.start) };
-                let to = if whole { own.end } else { term.indices.partition_point(|i| (*i as usize) < own.end) };
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let row = &values.row(rows.start + i)[t0..t1];
-                    for (j, value) in (from..to).zip(&row[from..to]) {
-                        let at = if whole { j } else { term.indices[j] as usize };
-                        sums[lanes.start + at - own.start] += value;
-                    }
-                }
-            }
-            if let Some(gain) = term.gain {
-                for sums in sums {
-                    for (s, g) in sums[lanes.clone()].iter_mut().zip(&gain[own.clone()]) {
-                        *s *= g;
-                    }
-                }
+            } else {
+                term.update_part(kernels, values, panel, first, sums, tile);
             }
         }
     }
 
     /// The bias of a panel for a row: the base's, with what adapters put in its place.
-    pub fn bias(&self, base: Option<&[f32]>, panel: usize, row: usize) -> Option<[f32; PANEL_ROWS]> {
-        if !self.biased {
-            return None;
-        }
+    pub fn bias(&self, base: Option<&[f32]>, panel: usize, row: usize) -> [f32; PANEL_ROWS] {
         let column = panel * PANEL_ROWS;
         let mut bias = [0.0; PANEL_ROWS];
         for (b, base) in bias.iter_mut().zip(base.unwrap_or(&[]).iter().skip(column)) {
             *b = *base;
         }
-        for (term, _, outputs) in self.terms(&(row..row + 1), &(column..column + PANEL_ROWS)) {
-            if let Some(own) = term.bias {
+        for term in self.terms[..self.count].iter().flatten() {
+            if let (Some(own), Some((_, outputs))) =
+                (term.bias, term.overlap(&(row..row + 1), &(column..column + PANEL_ROWS)))
+            {
                 let from = outputs.start - term.outputs.0;
                 bias[outputs.start - column..outputs.end - column].copy_from_slice(&own[from..from + outputs.len()]);
             }
         }
-        Some(bias)
+        bias
     }
 }
 
