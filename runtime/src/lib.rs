@@ -13,8 +13,10 @@
 //! | [`kernels`] | the instruction-set levels and the kernel table |
 //! | `ops` | operands → kernels, one file per op |
 //! | [`sampler`] | choosing the next token from a row of logits |
+//! | [`embedded`] | models linked into the program, static memory |
 //! | [`selftest`] | whether a device computes what the packer computed |
 //! | [`session`] | the arena, KV caches, one step |
+//! | [`tasks`] | whole tasks without a heap: generate, classify, tag, embed |
 //! | [`tokenizer`] | tokenizers compiled to flat tables, used in place |
 //! | `map`, `threads` | file mapping and the worker pool (feature `std`) |
 //!
@@ -26,6 +28,7 @@
 extern crate no_std_compat as std;
 
 pub mod adapter;
+pub mod embedded;
 pub mod error;
 pub mod format;
 pub mod kernels;
@@ -37,6 +40,7 @@ pub mod program;
 pub mod sampler;
 pub mod selftest;
 pub mod session;
+pub mod tasks;
 #[cfg(feature = "std")]
 pub mod threads;
 pub mod tokenizer;

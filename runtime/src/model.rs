@@ -152,6 +152,24 @@ impl<'a> Model<'a> {
             }
     }
 
+    /// The output that holds the pooled vector of an embedding model: as the file says, else the mean.
+    #[must_use]
+    pub const fn pooled_output(&self) -> &'static str {
+        match self.file.info.pooling {
+            2 => "cls_pooled",
+            3 => "last_pooled",
+            _ => "mean_pooled",
+        }
+    }
+
+    /// A session of one sequence: `positions` of it, at most `step` tokens at once where the model allows steps, one
+    /// output row, the file's type of KV cache.
+    #[must_use]
+    pub fn config(&self, positions: u32, step: u32) -> SessionConfig {
+        let has = |kind| self.entry(kind).is_ok();
+        SessionConfig::single(has(EntryKind::Decode), has(EntryKind::Encode), positions, step, self.kv_type())
+    }
+
     /// Exact byte counts for a session.
     #[must_use]
     pub const fn plan(&self, config: &SessionConfig) -> Plan {

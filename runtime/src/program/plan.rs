@@ -98,6 +98,23 @@ impl AdapterNeeds {
     }
 }
 
+impl SessionConfig {
+    /// One sequence of `positions`, at most `step` tokens at once, one output row. A model that only encodes takes
+    /// all positions in one step; one that encodes and decodes has `positions` on both sides.
+    #[must_use]
+    pub const fn single(decodes: bool, encodes: bool, positions: u32, step: u32, kv: KvType) -> Self {
+        Self {
+            context: if decodes { positions } else { 0 },
+            tokens: if encodes && (!decodes || positions > step) { positions } else { step },
+            outputs: 1,
+            source: if decodes && encodes { positions } else { 0 },
+            sequences: 1,
+            kv,
+            adapters: AdapterNeeds::NONE,
+        }
+    }
+}
+
 /// Byte counts of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -131,24 +148,40 @@ pub const fn cache_bytes(cache: &CacheRecord, config: &SessionConfig) -> u64 {
     head as u64 * cache.kv_heads as u64
 }
 
-/// The plan from the tables of a verified file; usable in constants.
+/// The plan from the tables of a verified file.
 #[must_use]
 pub const fn plan(info: &Info, caches: &[CacheRecord], config: &SessionConfig) -> Plan {
-    let activation_bytes =
-        info.per_token as u64 * config.tokens as u64 + info.per_output as u64 * config.outputs as u64;
-    let mut kv_bytes = 0_u64;
+    let mut plan = Plan::without_caches(info.per_token, info.per_output, config);
     let mut i = 0;
     while i < caches.len() {
-        let copies = if caches[i].kind == CacheKind::Step as u32 { 1 } else { config.sequences as u64 };
-        kv_bytes = kv_bytes.saturating_add(cache_bytes(&caches[i], config).saturating_mul(copies));
+        plan = plan.and_cache(&caches[i], config);
         i += 1;
     }
-    let adapter_bytes = config.adapters.bytes(config);
-    let arena_bytes = activation_bytes.saturating_add(kv_bytes).saturating_add(adapter_bytes);
-    Plan { arena_bytes, activation_bytes, kv_bytes, adapter_bytes }
+    plan
 }
 
 impl Plan {
+    /// The plan of a model without caches.
+    #[must_use]
+    pub const fn without_caches(per_token: u32, per_output: u32, config: &SessionConfig) -> Self {
+        let activation_bytes = per_token as u64 * config.tokens as u64 + per_output as u64 * config.outputs as u64;
+        let adapter_bytes = config.adapters.bytes(config);
+        let arena_bytes = activation_bytes.saturating_add(adapter_bytes);
+        Self { arena_bytes, activation_bytes, kv_bytes: 0, adapter_bytes }
+    }
+
+    /// The plan of a model that has this cache too.
+    #[must_use]
+    pub const fn and_cache(self, cache: &CacheRecord, config: &SessionConfig) -> Self {
+        let copies = if cache.kind == CacheKind::Step as u32 { 1 } else { config.sequences as u64 };
+        let bytes = cache_bytes(cache, config).saturating_mul(copies);
+        Self {
+            arena_bytes: self.arena_bytes.saturating_add(bytes),
+            kv_bytes: self.kv_bytes.saturating_add(bytes),
+            ..self
+        }
+    }
+
     /// The plan of a file.
     #[must_use]
     pub const fn of(file: &File<'_>, config: &SessionConfig) -> Self {

@@ -352,7 +352,17 @@ unsafe impl Sync for RowsMut<'_> {}
 // SAFETY: exclusive access to plain numbers.
 unsafe impl Send for RowsMut<'_> {}
 
-impl RowsMut<'_> {
+impl<'s> RowsMut<'s> {
+    /// A row of floats, for as long as the rows are lent; `None` where there is no such row.
+    #[must_use]
+    pub fn into_row(self, row: usize) -> Option<&'s mut [f32]> {
+        if row >= self.raw.rows {
+            return None;
+        }
+        // SAFETY: a row inside the arena (see `Arena::raw`), exclusively borrowed for 's and given away once.
+        let bytes = unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) };
+        Some(bytemuck::cast_slice_mut(bytes))
+    }
     /// Number of rows.
     #[must_use]
     pub const fn len(&self) -> usize {

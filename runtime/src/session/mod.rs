@@ -11,7 +11,7 @@ use core::ops::Range;
 
 use crate::adapter::{Adapter, Set};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::record::{CacheKind, EntryKind, EntryRecord, NONE, Operand};
+use crate::format::record::{CacheKind, EntryKind, EntryRecord, NONE, Operand, OutputRecord};
 use crate::format::view::{File, Tensor};
 use crate::kernels::Kernels;
 use crate::model::Model;
@@ -199,6 +199,12 @@ impl<'m> Session<'m> {
         &self.set
     }
 
+    /// The kernels in use.
+    #[must_use]
+    pub const fn kernels(&self) -> &'static Kernels {
+        self.kernels
+    }
+
     /// Runs one step.
     ///
     /// # Errors
@@ -311,15 +317,37 @@ impl<'m> Session<'m> {
     /// # Errors
     /// [`ErrorKind::Mismatch`] when the entry has no such output.
     pub fn output(&self, entry: EntryKind, name: &str) -> Result<Rows<'_>> {
+        let o = self.find_output(entry, name)?;
+        Ok(self.arena.read(o.at, o.width as usize))
+    }
+
+    /// A row of a named output, to be worked on in place: it is lost for later reading, and the next step writes it anew.
+    ///
+    /// # Errors
+    /// As [`Session::output`]; [`ErrorKind::Capacity`] for a row that the last step did not have.
+    pub fn row_mut(&mut self, entry: EntryKind, name: &str, row: usize) -> Result<&mut [f32]> {
+        let o = self.find_output(entry, name)?;
+        let rows = self.arena.out(o.at, o.width as usize);
+        let count = rows.len();
+        rows.into_row(row).ok_or(Error::new(ErrorKind::Capacity, "output row").values(row as u64, count as u64))
+    }
+
+    /// The last row of a named output, as [`Session::row_mut`].
+    ///
+    /// # Errors
+    /// As [`Session::row_mut`].
+    pub fn last_row_mut(&mut self, entry: EntryKind, name: &str) -> Result<&mut [f32]> {
+        let row = self.output(entry, name)?.len().saturating_sub(1);
+        self.row_mut(entry, name, row)
+    }
+
+    fn find_output(&self, entry: EntryKind, name: &str) -> Result<&'m OutputRecord> {
         let record = self.model.entry(entry)?;
         let own = self.head.and_then(|a| Some((a.file, a.head()?))).filter(|(_, e)| e.kind == entry as u32);
         let (file, e) = own.unwrap_or((self.model.file, record));
         let outputs = &file.outputs[e.output_start as usize..(e.output_start + e.output_count) as usize];
-        let o = outputs
-            .iter()
-            .find(|o| file.str(o.name) == name)
-            .ok_or(Error::new(ErrorKind::Mismatch, "the model has no such output"))?;
-        Ok(self.arena.read(o.at, o.width as usize))
+        let named = outputs.iter().find(|o| file.str(o.name) == name);
+        named.ok_or(Error::new(ErrorKind::Mismatch, "the model has no such output"))
     }
 
     /// How many of the first `past` cached positions of a sequence hold under the selected adapters: what other adapters

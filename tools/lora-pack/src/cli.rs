@@ -50,6 +50,8 @@ pub enum Verb {
     Verify(VerifyArgs),
     /// Flash and RAM that a file needs, by context length
     Plan(PlanArgs),
+    /// Write a file as Rust or C source or as an object file, for firmware
+    Embed(EmbedArgs),
     /// What an adapter holds, what each of its options means, and whether it fits a base
     Doctor(DoctorArgs),
     /// Write the merged weights as a Hugging Face folder, for other tools
@@ -429,6 +431,31 @@ pub struct FetchArgs {
     pub json: bool,
 }
 
+/// Arguments of `embed`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  lora-pack embed home.lpk -o src/model.rs --section .model\n  lora-pack embed home.lpk -o model.c\n  lora-pack embed home.lpk -o model.o --target cortex-m7 --section .model\n\nC programs declare: extern const unsigned char model[]; extern const size_t model_len;"
+)]
+pub struct EmbedArgs {
+    /// The file
+    pub file: PathBuf,
+    /// File to write: Rust source (.rs; includes the file by its path), C source (.c) or an object file (.o)
+    #[arg(short = 'o', long = "out", value_name = "OUT.rs|.c|.o")]
+    pub out: PathBuf,
+    /// Name in the program (upper case in Rust)
+    #[arg(long, value_name = "NAME", default_value = "model")]
+    pub name: String,
+    /// Section that the linker script places
+    #[arg(long, value_name = "SECTION")]
+    pub section: Option<String>,
+    /// Machine of an object file: arm, aarch64, x86_64, or a processor or target like cortex-m4
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
 #[command(
@@ -514,6 +541,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Inspect(a) => verb::inspect::run(&a),
         Verb::Verify(a) => verb::verify::run(&a),
         Verb::Plan(a) => verb::plan::run(&a),
+        Verb::Embed(a) => verb::embed::run(&a),
         Verb::Doctor(a) => verb::doctor::run(&a),
         Verb::Export(a) => verb::export::run(&a),
         Verb::Fetch(a) => verb::fetch::run(&a),

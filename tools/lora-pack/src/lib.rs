@@ -5,6 +5,7 @@ pub mod bundle;
 pub mod calibrate;
 pub mod cli;
 pub mod compile;
+pub mod embed;
 pub mod merge;
 pub mod pack;
 pub mod quantize;

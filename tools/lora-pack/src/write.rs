@@ -245,13 +245,20 @@ fn hash_of(file: &mut File) -> Result<[u8; 32]> {
 }
 
 /// Temporary files are private; the result is an ordinary file.
+///
+/// # Errors
+/// The system's.
 #[cfg(unix)]
-fn set_readable(file: &File) -> Result<()> {
+pub fn set_readable(file: &File) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.set_permissions(std::fs::Permissions::from_mode(0o644)).context("cannot set the file's permissions")
 }
 
+/// As on Unix, where there is something to do.
+///
+/// # Errors
+/// None.
 #[cfg(not(unix))]
-fn set_readable(_: &File) -> Result<()> {
+pub fn set_readable(_: &File) -> Result<()> {
     Ok(())
 }

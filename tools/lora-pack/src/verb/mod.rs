@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod bundle;
 pub mod demo;
 pub mod doctor;
+pub mod embed;
 pub mod export;
 pub mod fetch;
 pub mod inspect;

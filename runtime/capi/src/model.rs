@@ -1,0 +1,232 @@
+//! Models: opening, facts, labels.
+
+use core::ffi::{c_char, c_void};
+
+use runtime::Model;
+use runtime::program::SessionConfig;
+
+use crate::status::{CError, Checked, checked, exclusive, list, put, reference, run};
+
+/// Bytes of a `lora_model`.
+const MODEL_BYTES: usize = 1024;
+
+/// What a `lora_model` holds.
+pub struct Handle {
+    pub model: Model<'static>,
+    #[cfg(feature = "std")]
+    #[expect(dead_code, reason = "kept for its end: it unmaps the file")]
+    mapping: Option<runtime::map::Mapping>,
+}
+
+const _: () = assert!(size_of::<Handle>() <= MODEL_BYTES && align_of::<Handle>() <= 8);
+
+/// A `lora_model` of the header.
+#[repr(C, align(8))]
+pub struct CModel([u8; MODEL_BYTES]);
+
+impl CModel {
+    /// The handle in it.
+    ///
+    /// # Safety
+    /// Null, or opened and not closed.
+    pub unsafe fn handle<'a>(this: *const Self) -> Checked<&'a Handle> {
+        // SAFETY: an open model begins with a handle.
+        unsafe { reference(this.cast::<Handle>(), "model") }
+    }
+}
+
+/// `lora_text` of the header.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct CText {
+    data: *const c_char,
+    len: usize,
+}
+
+impl CText {
+    pub fn new(text: &str) -> Self {
+        Self { data: text.as_ptr().cast(), len: text.len() }
+    }
+}
+
+/// `lora_info` of the header.
+#[repr(C)]
+pub struct CInfo {
+    task: u32,
+    problem: u32,
+    vocab: u32,
+    max_positions: u32,
+    hidden: u32,
+    labels: u32,
+    token_types: u32,
+    kv: u32,
+    bos: u32,
+    eos_count: u32,
+    eos: [u32; 8],
+    architecture: CText,
+    chat_template: CText,
+}
+
+/// `lora_config` of the header.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct CConfig {
+    pub context: u32,
+    pub tokens: u32,
+    pub outputs: u32,
+    pub source: u32,
+    pub sequences: u32,
+    pub kv: u32,
+}
+
+impl From<SessionConfig> for CConfig {
+    fn from(c: SessionConfig) -> Self {
+        Self {
+            context: c.context,
+            tokens: c.tokens,
+            outputs: c.outputs,
+            source: c.source,
+            sequences: c.sequences,
+            kv: c.kv as u32,
+        }
+    }
+}
+
+/// Opens a model in memory.
+///
+/// # Safety
+/// `model`: null or writable. `bytes`: null or `len` bytes that stay as they are until all use of the model has ended.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_model_open(
+    model: *mut CModel,
+    bytes: *const c_void,
+    len: usize,
+    error: *mut CError,
+) -> i32 {
+    run(error, || {
+        // SAFETY: as documented; 'static stands for "as long as the model is used".
+        let bytes: &'static [u8] = unsafe { list(bytes.cast(), len, "bytes") }?;
+        let model_ = checked(Model::open(bytes))?;
+        let handle = Handle {
+            model: model_,
+            #[cfg(feature = "std")]
+            mapping: None,
+        };
+        // SAFETY: as documented; the handle fits (asserted above).
+        unsafe { put(model.cast::<Handle>(), "model", handle) }
+    })
+}
+
+/// Maps a file and opens it as a model.
+///
+/// # Safety
+/// `model`: null or writable. `path`: null or a string that ends with a zero.
+#[cfg(feature = "std")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_model_open_file(model: *mut CModel, path: *const c_char, error: *mut CError) -> i32 {
+    use crate::status::Refusal;
+    use runtime::map::Mapping;
+    use runtime::{Error, ErrorKind};
+
+    run(error, || {
+        if path.is_null() {
+            return Err(Refusal::Null("path"));
+        }
+        // SAFETY: as documented.
+        let path = unsafe { core::ffi::CStr::from_ptr(path) };
+        let unreadable = Error::new(ErrorKind::Io, "path: cannot be opened and mapped");
+        let path = path.to_str().map_err(|_| Error::new(ErrorKind::Invalid, "path: not UTF-8"))?;
+        let mapping = Mapping::open(std::path::Path::new(path)).map_err(|e| {
+            // The system's error number, where it gave one.
+            unreadable.values(e.raw_os_error().unwrap_or(0) as u64, 0)
+        })?;
+        let bytes: &[u8] = &mapping;
+        // SAFETY: the mapped bytes do not move with the mapping's handle and live until `lora_model_close`.
+        let bytes: &'static [u8] = unsafe { core::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
+        let opened = checked(Model::open(bytes))?;
+        // SAFETY: as documented; the handle fits (asserted above).
+        unsafe { put(model.cast::<Handle>(), "model", Handle { model: opened, mapping: Some(mapping) }) }
+    })
+}
+
+/// Ends a model; unmaps its file.
+///
+/// # Safety
+/// `model`: null, or open and without sessions or decoders that are still used.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_model_close(model: *mut CModel) {
+    if !model.is_null() {
+        // SAFETY: as documented: an open model begins with a handle, and nobody uses it after this.
+        unsafe { model.cast::<Handle>().drop_in_place() };
+    }
+}
+
+/// Facts about a model.
+///
+/// # Safety
+/// `model`: null or open. `info`: null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_model_info(model: *const CModel, info: *mut CInfo, error: *mut CError) -> i32 {
+    run(error, || {
+        // SAFETY: as documented.
+        let model = unsafe { CModel::handle(model) }?.model;
+        let facts = model.file.info;
+        let value = CInfo {
+            task: facts.task,
+            problem: facts.problem,
+            vocab: facts.vocab,
+            max_positions: facts.max_positions,
+            hidden: facts.hidden,
+            labels: facts.labels,
+            token_types: facts.token_types,
+            kv: facts.kv_type,
+            bos: facts.bos,
+            eos_count: facts.eos_count,
+            eos: facts.eos,
+            architecture: CText::new(model.file.str(facts.architecture)),
+            chat_template: CText::new(model.file.str(facts.chat_template)),
+        };
+        // SAFETY: as documented.
+        unsafe { put(info, "info", value) }
+    })
+}
+
+/// The name of a label; empty where the file names none.
+///
+/// # Safety
+/// `model`: null or open. `name`: null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_model_label(
+    model: *const CModel,
+    label: u32,
+    name: *mut CText,
+    error: *mut CError,
+) -> i32 {
+    run(error, || {
+        // SAFETY: as documented.
+        let model = unsafe { CModel::handle(model) }?.model;
+        // SAFETY: as documented.
+        unsafe { put(name, "name", CText::new(model.file.label(label as usize).unwrap_or(""))) }
+    })
+}
+
+/// What a session of one sequence needs.
+///
+/// # Safety
+/// `model`: null or open. `config`: null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_config_init(
+    model: *const CModel,
+    positions: u32,
+    step: u32,
+    config: *mut CConfig,
+    error: *mut CError,
+) -> i32 {
+    run(error, || {
+        // SAFETY: as documented.
+        let model = unsafe { CModel::handle(model) }?.model;
+        // SAFETY: as documented.
+        *unsafe { exclusive(config, "config") }? = model.config(positions, step).into();
+        Ok(())
+    })
+}

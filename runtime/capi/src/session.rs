@@ -1,0 +1,289 @@
+//! Sessions in the caller's memory: a small head, then exactly the planned arena.
+
+use core::ffi::{c_char, c_void};
+
+use runtime::format::EntryKind;
+use runtime::kernels::{Kernels, KvType};
+use runtime::program::SessionConfig;
+use runtime::session::workers::Inline;
+use runtime::tasks::{Ids, feed};
+use runtime::{Error, ErrorKind, Segment, Session, Step};
+
+use crate::model::{CConfig, CModel};
+use crate::status::{CError, Checked, checked, exclusive, list, put, reference, run, text};
+
+/// What lies at the start of a session's memory.
+pub struct Head {
+    pub session: Session<'static>,
+    #[cfg(feature = "std")]
+    #[expect(dead_code, reason = "kept for its end: it stops the threads")]
+    pool: Option<Box<runtime::threads::Pool>>,
+}
+
+/// Bytes before the arena.
+const HEAD_BYTES: usize = size_of::<Head>().next_multiple_of(64);
+
+/// A `lora_session` of the header: only ever behind a pointer.
+pub struct CSession(Head);
+
+impl CSession {
+    /// The session.
+    ///
+    /// # Safety
+    /// Null, or open and used by one thread at a time.
+    pub unsafe fn session<'a>(this: *mut Self) -> Checked<&'a mut Session<'static>> {
+        // SAFETY: the caller's.
+        Ok(&mut unsafe { exclusive(this, "session") }?.0.session)
+    }
+}
+
+fn config_of(config: &CConfig) -> Checked<SessionConfig> {
+    let kv = u16::try_from(config.kv).ok().and_then(KvType::from_u16);
+    let unknown = Error::new(ErrorKind::Invalid, "config.kv").values(config.kv.into(), 0);
+    Ok(SessionConfig {
+        context: config.context,
+        tokens: config.tokens,
+        outputs: config.outputs,
+        source: config.source,
+        sequences: config.sequences,
+        kv: kv.ok_or(unknown)?,
+    })
+}
+
+/// The entry of that number.
+pub fn entry_of(entry: u32) -> Checked<EntryKind> {
+    let known = [EntryKind::Decode, EntryKind::Encode].into_iter().find(|e| *e as u32 == entry);
+    Ok(known.ok_or(Error::new(ErrorKind::Invalid, "entry").values(entry.into(), 0))?)
+}
+
+/// The exact bytes of a session.
+///
+/// # Safety
+/// `model`: null or open. `config`: null or readable. `bytes`: null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_session_bytes(
+    model: *const CModel,
+    config: *const CConfig,
+    bytes: *mut usize,
+    error: *mut CError,
+) -> i32 {
+    run(error, || {
+        // SAFETY: as documented.
+        let (model, config) = unsafe { (CModel::handle(model)?.model, reference(config, "config")?) };
+        let arena = model.plan(&config_of(config)?).arena_bytes;
+        let too_large = Error::new(ErrorKind::Capacity, "session: larger than the address space").values(arena, 0);
+        let all = usize::try_from(arena).ok().and_then(|a| a.checked_add(HEAD_BYTES)).ok_or(too_large)?;
+        // SAFETY: as documented.
+        unsafe { put(bytes, "bytes", all) }
+    })
+}
+
+/// Opens a session.
+///
+/// # Safety
+/// `model`: null or open. `config`: null or readable. `memory`: null or `bytes` writable bytes that the session has alone
+/// until it is closed. `session`: null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_session_open(
+    model: *const CModel,
+    config: *const CConfig,
+    threads: u32,
+    memory: *mut c_void,
+    bytes: usize,
+    session: *mut *mut CSession,
+    error: *mut CError,
+) -> i32 {
+    run(error, || {
+        // SAFETY: as documented.
+        let (model, config) = unsafe { (CModel::handle(model)?.model, config_of(reference(config, "config")?)?) };
+        // SAFETY: as documented.
+        let place = unsafe { exclusive(session, "session") }?;
+        *place = core::ptr::null_mut();
+        let all = model.plan(&config).arena_bytes.saturating_add(HEAD_BYTES as u64);
+        // SAFETY: only the address is looked at.
+        unsafe { reference(memory.cast::<u8>(), "memory") }?;
+        if (bytes as u64) < all {
+            return Err(Error::new(ErrorKind::TooSmall, "memory").values(bytes as u64, all).into());
+        }
+        if !(memory as usize).is_multiple_of(64) {
+            return Err(Error::new(ErrorKind::Misaligned, "memory").values((memory as usize % 64) as u64, 64).into());
+        }
+        let base = memory.cast::<u8>();
+        // SAFETY: `bytes` bytes are the session's alone, and the arena lies behind the head; it is zeroed by `Session::new`,
+        // and bytes of any value are bytes.
+        let arena: &'static mut [u8] = unsafe {
+            let len = (all as usize) - HEAD_BYTES;
+            base.add(HEAD_BYTES).write_bytes(0, len);
+            core::slice::from_raw_parts_mut(base.add(HEAD_BYTES), len)
+        };
+        #[cfg(feature = "std")]
+        let pool = if threads > 1 {
+            let refused = Error::new(ErrorKind::Io, "threads: the system starts no more").values(threads.into(), 0);
+            Some(Box::new(runtime::threads::Pool::new(threads as usize).map_err(|_| refused)?))
+        } else {
+            None
+        };
+        #[cfg(not(feature = "std"))]
+        if threads > 1 {
+            let one = Error::new(ErrorKind::Unsupported, "threads: this build has one").values(threads.into(), 1);
+            return Err(one.into());
+        }
+        #[cfg(feature = "std")]
+        let workers: &'static dyn runtime::session::workers::Workers = match &pool {
+            // SAFETY: the pool is boxed, so it stays where it is, and the head drops it after the session.
+            Some(pool) => unsafe { &*core::ptr::from_ref(&**pool) },
+            None => &Inline,
+        };
+        #[cfg(not(feature = "std"))]
+        let workers = &Inline;
+        let opened = checked(Session::new(model, config, Kernels::best(), workers, arena))?;
+        let head = Head {
+            session: opened,
+            #[cfg(feature = "std")]
+            pool,
+        };
+        let at = base.cast::<CSession>();
+        // SAFETY: aligned (checked) and large enough (checked) for the head.
+        unsafe { at.write(CSession(head)) };
+        *place = at;
+        Ok(())
+    })
+}
+
+/// Ends a session; its memory is the caller's again.
+///
+/// # Safety
+/// `session`: null, or open and not used any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_session_close(session: *mut CSession) {
+    if !session.is_null() {
+        // SAFETY: as documented.
+        unsafe { session.drop_in_place() };
+    }
+}
+
+/// Reads tokens behind the first `past` positions of sequence 0.
+///
+/// # Safety
+/// `session`: null or open. `tokens`: null or `count` numbers. `types`: null (all zero) or `count` numbers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_session_feed(
+    session: *mut CSession,
+    entry: u32,
+    tokens: *const u32,
+    types: *const u32,
+    count: usize,
+    past: u32,
+    error: *mut CError,
+) -> i32 {
+    run(error, || {
+        // SAFETY: as documented.
+        let session = unsafe { CSession::session(session) }?;
+        // SAFETY: as documented.
+        let ids = unsafe { ids_of(tokens, types, count) }?;
+        checked(feed(session, entry_of(entry)?, ids, past)).map(|_| ())
+    })
+}
+
+/// Tokens and, where there are any, their types.
+///
+/// # Safety
+/// As [`list`]; null `types` are all zero.
+pub unsafe fn ids_of<'a>(tokens: *const u32, types: *const u32, count: usize) -> Checked<Ids<'a>> {
+    // SAFETY: the caller's.
+    let tokens = unsafe { list(tokens, count, "tokens") }?;
+    // SAFETY: the caller's.
+    let types = if types.is_null() { &[] } else { unsafe { list(types, count, "types") }? };
+    Ok(Ids { tokens, types })
+}
+
+/// `lora_segment` of the header.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct CSegment {
+    sequence: u32,
+    past: u32,
+    len: u32,
+}
+
+/// Sequences that one call of [`lora_session_run`] takes.
+const MAX_SEGMENTS: usize = 64;
+
+/// Runs one step over tokens of several sequences.
+///
+/// # Safety
+/// `session`: null or open. The others: null or as many things as their count says; `types` may be null (all zero).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_session_run(
+    session: *mut CSession,
+    entry: u32,
+    tokens: *const u32,
+    types: *const u32,
+    count: usize,
+    segments: *const CSegment,
+    segment_count: usize,
+    outputs: *const u32,
+    output_count: usize,
+    error: *mut CError,
+) -> i32 {
+    run(error, || {
+        // SAFETY: as documented.
+        let session = unsafe { CSession::session(session) }?;
+        // SAFETY: as documented.
+        let ids = unsafe { ids_of(tokens, types, count) }?;
+        // SAFETY: as documented.
+        let (given, outputs) =
+            unsafe { (list(segments, segment_count, "segments")?, list(outputs, output_count, "outputs")?) };
+        let mut all = [Segment { sequence: 0, past: 0, len: 0 }; MAX_SEGMENTS];
+        let too_many = Error::new(ErrorKind::Capacity, "segments").values(given.len() as u64, MAX_SEGMENTS as u64);
+        let all = all.get_mut(..given.len()).ok_or(too_many)?;
+        for (to, from) in all.iter_mut().zip(given) {
+            *to = Segment { sequence: from.sequence, past: from.past, len: from.len };
+        }
+        let step = Step { tokens: ids.tokens, token_types: ids.types, segments: all, outputs };
+        checked(session.run(entry_of(entry)?, &step))
+    })
+}
+
+/// `lora_rows` of the header.
+#[repr(C)]
+pub struct CRows {
+    data: *const f32,
+    rows: usize,
+    width: usize,
+    stride: usize,
+}
+
+/// A named output of the step that ran last.
+///
+/// # Safety
+/// `session`: null or open. `name`: null or a string that ends with a zero. `rows`: null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_session_output(
+    session: *mut CSession,
+    entry: u32,
+    name: *const c_char,
+    rows: *mut CRows,
+    error: *mut CError,
+) -> i32 {
+    run(error, || {
+        // SAFETY: as documented.
+        let session = unsafe { CSession::session(session) }?;
+        // SAFETY: as documented: `reference` refuses null, and the string ends with a zero.
+        let name = unsafe {
+            reference(name, "name")?;
+            let bytes = core::ffi::CStr::from_ptr(name).to_bytes();
+            text(bytes.as_ptr().cast(), bytes.len(), "name")?
+        };
+        let found = checked(session.output(entry_of(entry)?, name))?;
+        let first = if found.is_empty() { &[][..] } else { found.row(0) };
+        let value = CRows {
+            data: first.as_ptr(),
+            rows: found.len(),
+            width: first.len(),
+            stride: found.stride() / size_of::<f32>(),
+        };
+        // SAFETY: as documented.
+        unsafe { put(rows, "rows", value) }
+    })
+}

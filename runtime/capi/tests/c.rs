@@ -1,0 +1,148 @@
+//! The C interface as a C program sees it: compiled with the system's C compiler against the header and both libraries.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use conformance::data::workspace;
+use conformance::desk::Desk;
+
+fn here() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The folder with the libraries that cargo built for this test.
+fn libraries() -> PathBuf {
+    let exe = std::env::current_exe().expect("a running test knows its own path");
+    exe.parent().expect("tests lie in a folder").to_path_buf()
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// Compiles a C program; `library` is what it is linked with.
+fn compile(source: &Path, out: &Path, library: &[&str]) {
+    let mut cc = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
+    cc.args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-I"]).arg(here().join("include"));
+    run(cc.arg(source).arg("-o").arg(out).args(library).args(["-lpthread", "-ldl", "-lm"]));
+}
+
+fn demo(desk: &Desk) -> PathBuf {
+    let (demo, lpk) = (workspace().join("models/demo"), desk.path("demo.lpk"));
+    let call = desk.pack("merge").arg("--base").arg(demo.join("tiny-base"));
+    let call = call.arg("--adapter").arg(demo.join("tiny-home-control")).args(["--quant", "q8"]);
+    desk.produce(call, &lpk).unwrap_or_else(|miss| panic!("{miss:?}"));
+    lpk
+}
+
+const PROMPT: &str = "<|user|>Dock the robot right away<|end|><|assistant|>";
+const ANSWER: &str = "{\"fn\":\"vacuum\",\"act\":\"dock\"}\n";
+
+/// Every function, good and bad arguments, with the static and with the shared library; the example; under valgrind
+/// where there is one.
+#[test]
+fn c_programs_work_with_both_libraries() {
+    let desk = Desk::new(&workspace().join("models/demo")).unwrap();
+    let model = demo(&desk);
+    let folder = libraries();
+    let archive = folder.join("liblora_runtime.a");
+    let check = desk.path("check");
+    compile(&here().join("tests/check.c"), &check, &[archive.to_str().unwrap()]);
+    assert_eq!(run(Command::new(&check).arg(&model).arg(PROMPT)), ANSWER);
+
+    // The shared library under the name that programs ask for.
+    let example = desk.path("example");
+    let soname = desk.path("liblora_runtime.so.0");
+    std::fs::copy(folder.join("liblora_runtime.so"), &soname).unwrap();
+    compile(&here().join("examples/generate.c"), &example, &[soname.to_str().unwrap()]);
+    let path = soname.parent().unwrap().to_path_buf();
+    assert_eq!(run(Command::new(&example).arg(&model).arg(PROMPT).env("LD_LIBRARY_PATH", path)), ANSWER);
+
+    let missing =
+        Command::new(&example).args(["/no/model", "x"]).env("LD_LIBRARY_PATH", desk.path("")).output().unwrap();
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("input/output error: path"), "{missing:?}");
+}
+
+/// What `install` lays down serves pkg-config and CMake.
+#[test]
+fn the_installed_library_is_found() {
+    let desk = Desk::new(&workspace().join("models/demo")).unwrap();
+    let prefix = desk.path("prefix");
+    run(Command::new(here().join("install")).arg(&prefix).arg(libraries()));
+    let example = here().join("examples/generate.c");
+    let answers = |program: &Path| {
+        let output = Command::new(program).env("LD_LIBRARY_PATH", prefix.join("lib")).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "the usage of {}: {output:?}", program.display());
+    };
+    let there = |tool: &str| {
+        let found = Command::new(tool).arg("--version").output().is_ok();
+        if !found {
+            conformance::skip(&format!("installed library with {tool}"), "it is not installed");
+        }
+        found
+    };
+    if there("pkg-config") {
+        let path = prefix.join("lib/pkgconfig");
+        let flags =
+            run(Command::new("pkg-config").args(["--cflags", "--libs", "lora_runtime"]).env("PKG_CONFIG_PATH", path));
+        let program = desk.path("by-pkg-config");
+        run(Command::new("cc").arg(&example).arg("-o").arg(&program).args(flags.split_whitespace()));
+        answers(&program);
+    }
+    if there("cmake") {
+        let (project, build) = (desk.path("project"), desk.path("build"));
+        std::fs::create_dir(&project).unwrap();
+        let text = format!(
+            "cmake_minimum_required(VERSION 3.18)\nproject(p C)\nfind_package(lora_runtime 0.1 REQUIRED)\n\
+             foreach(kind lora_runtime static)\nadd_executable(by-${{kind}} {:?})\n\
+             target_link_libraries(by-${{kind}} lora_runtime::${{kind}})\nendforeach()\n",
+            example.display().to_string()
+        );
+        std::fs::write(project.join("CMakeLists.txt"), text).unwrap();
+        let prefix = format!("-DCMAKE_PREFIX_PATH={}", prefix.display());
+        run(Command::new("cmake").arg("-S").arg(&project).arg("-B").arg(&build).arg(prefix));
+        run(Command::new("cmake").arg("--build").arg(&build));
+        answers(&build.join("by-lora_runtime"));
+        answers(&build.join("by-static"));
+    }
+}
+
+/// The header declares what the sources export, no more and no less, and numbers the statuses as they do.
+#[test]
+fn the_header_is_complete() {
+    let header = std::fs::read_to_string(here().join("include/lora_runtime.h")).unwrap();
+    let words = |text: &str, marker: &str| -> BTreeSet<String> {
+        text.match_indices(marker)
+            .map(|(at, _)| &text[at..])
+            .map(|t| t.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect())
+            .collect()
+    };
+    let mut exported = BTreeSet::new();
+    for entry in std::fs::read_dir(here().join("src")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let functions = text.split("extern \"C\" fn ").skip(1).filter(|t| t.starts_with("lora_"));
+        exported.extend(functions.flat_map(|t| words(&t[..60.min(t.len())], "lora_").into_iter().take(1)));
+    }
+    let code: String = header.split("/*").map(|part| part.split_once("*/").map_or(part, |(_, code)| code)).collect();
+    let declared: BTreeSet<String> =
+        words(&code, "lora_").into_iter().filter(|w| code.contains(&format!("{w}("))).collect();
+    assert!(exported.len() > 20);
+    assert_eq!(declared, exported);
+    let status = std::fs::read_to_string(here().join("src/status.rs")).unwrap();
+    for line in status.lines().filter(|l| l.trim().starts_with("ErrorKind::")) {
+        let Some((kind, number)) = line.trim().trim_end_matches(',').split_once(" => ") else { continue };
+        let mut name = String::from("LORA");
+        for c in kind.trim_start_matches("ErrorKind::").chars() {
+            if c.is_ascii_uppercase() {
+                name.push('_');
+            }
+            name.push(c.to_ascii_uppercase());
+        }
+        assert!(header.contains(&format!("{name} = {number},")), "{name} = {number}");
+    }
+}

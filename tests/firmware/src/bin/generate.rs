@@ -1,0 +1,32 @@
+//! Answers a command with the model that lies in flash.
+#![no_std]
+#![no_main]
+
+use core::fmt::Write;
+
+use firmware::Console;
+use lora_runtime::embedded::{Aligned, Memory, arena_bytes, session_config};
+use lora_runtime::program::SessionConfig;
+use lora_runtime::sampler::{Rng, Sampling};
+use lora_runtime::tasks::{TextBuffer, generate};
+use lora_runtime::{Model, Result, include_lpk, selftest};
+
+static MODEL: &Aligned<[u8]> = include_lpk!(env!("MODEL"), section = ".model");
+const CONFIG: SessionConfig = session_config(MODEL, 96, 8);
+static ARENA: Memory<{ arena_bytes(MODEL, &CONFIG) }> = Memory::new();
+
+fn run(out: &mut Console) -> Result<()> {
+    let model = Model::open(MODEL)?;
+    let mut session = firmware::session(model, CONFIG, ARENA.take()?)?;
+    let mut text = TextBuffer::<64, 1024>::new();
+    let prompt = text.encode(&model, env!("PROMPT"))?;
+    let mut decoder = model.tokenizer()?.decoder(true);
+    let (sampling, mut rng) = (Sampling::GREEDY, Rng::new(1));
+    generate(&mut session, prompt, 48, &sampling, &mut rng, |id| decoder.push(id, out).is_ok())?;
+    let _ = decoder.finish(out);
+    let digest = selftest::digest(&mut session, prompt.tokens)?;
+    let _ = writeln!(out, "\ndigest {digest:016x}");
+    Ok(())
+}
+
+firmware::main!(run);
