@@ -1,6 +1,6 @@
 //! Writes the memory map of the board that `BOARD` names for the linker script.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Name, flash, RAM, where the model lies (each: start, kilobytes).
 type Board = (&'static str, (u32, u32), (u32, u32), (u32, u32));
@@ -12,6 +12,20 @@ const BOARDS: [Board; 4] = [
     ("mps3-an547", (0, 512), (0x2000_0000, 512), (0x6000_0000, 65536)),
     ("virt", (0x4008_0000, 32768), (0x4208_0000, 32768), (0, 0)),
 ];
+
+/// The README's Rust program as a file, with the model that it names beside it.
+fn readme(out: &Path) {
+    let path = Path::new("../../README.md");
+    println!("cargo:rerun-if-changed={}", path.display());
+    println!("cargo:rerun-if-env-changed=MODEL");
+    let text = std::fs::read_to_string(path).expect("the README is there");
+    let block = text.split_once("```rust\n").and_then(|(_, rest)| rest.split_once("```")).expect("a Rust program").0;
+    std::fs::write(out.join("readme.rs"), block).expect("the build folder is writable");
+    if let Some(model) = std::env::var_os("MODEL") {
+        println!("cargo:rerun-if-changed={}", model.display());
+        std::fs::copy(model, out.join("home.lpk")).expect("MODEL can be copied");
+    }
+}
 
 fn main() {
     println!("cargo:rerun-if-env-changed=BOARD");
@@ -26,6 +40,7 @@ fn main() {
     let text = format!("MEMORY\n{{\n  FLASH : {}\n  RAM : {}\n{third}}}\n{alias}", region(flash), region(ram));
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
     std::fs::write(out.join("memory.x"), text).expect("the build folder is writable");
+    readme(&out);
     let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
     println!("cargo:rustc-link-search={}", out.display());
     println!("cargo:rustc-link-search={here}/link");

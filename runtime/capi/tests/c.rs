@@ -68,6 +68,19 @@ fn c_programs_work_with_both_libraries() {
     assert!(String::from_utf8_lossy(&missing.stderr).contains("input/output error: path"), "{missing:?}");
 }
 
+/// The README's C program, as printed there.
+#[test]
+fn the_readmes_program_works() {
+    let desk = Desk::new(&workspace().join("models/demo")).unwrap();
+    std::fs::rename(demo(&desk), desk.path("home.lpk")).unwrap();
+    let readme = std::fs::read_to_string(workspace().join("README.md")).unwrap();
+    let block = readme.split_once("```c\n").and_then(|(_, rest)| rest.split_once("```")).expect("a C program").0;
+    let (source, program) = (desk.path("readme.c"), desk.path("readme"));
+    std::fs::write(&source, block).unwrap();
+    compile(&source, &program, &[libraries().join("liblora_runtime.a").to_str().unwrap()]);
+    assert_eq!(run(Command::new(&program).current_dir(desk.path(""))), ANSWER.trim_end());
+}
+
 /// What `install` lays down serves pkg-config and CMake.
 #[test]
 fn the_installed_library_is_found() {

@@ -28,6 +28,19 @@ impl Write for Console {
     }
 }
 
+/// A number that was given while compiling.
+#[must_use]
+pub const fn number(text: Option<&str>, otherwise: usize) -> usize {
+    let Some(text) = text else { return otherwise };
+    let (mut value, mut i) = (0, 0);
+    while i < text.len() {
+        assert!(text.as_bytes()[i].is_ascii_digit(), "not a number");
+        value = value * 10 + (text.as_bytes()[i] - b'0') as usize;
+        i += 1;
+    }
+    value
+}
+
 /// Makes `run` the program: `fn(&mut Console) -> lora_runtime::Result<()>`.
 #[macro_export]
 macro_rules! main {

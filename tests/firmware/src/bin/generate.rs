@@ -14,6 +14,8 @@ use lora_runtime::{Model, Result, include_lpk, selftest};
 static MODEL: &Aligned<[u8]> = include_lpk!(env!("MODEL"), section = ".model");
 const CONFIG: SessionConfig = session_config(MODEL, 96, 8);
 static ARENA: Memory<{ arena_bytes(MODEL, &CONFIG) }> = Memory::new();
+/// Most new tokens.
+const NEW: usize = firmware::number(option_env!("NEW"), 48);
 
 fn run(out: &mut Console) -> Result<()> {
     let model = Model::open(MODEL)?;
@@ -22,7 +24,7 @@ fn run(out: &mut Console) -> Result<()> {
     let prompt = text.encode(&model, env!("PROMPT"))?;
     let mut decoder = model.tokenizer()?.decoder(true);
     let (sampling, mut rng) = (Sampling::GREEDY, Rng::new(1));
-    generate(&mut session, prompt, 48, &sampling, &mut rng, |id| decoder.push(id, out).is_ok())?;
+    generate(&mut session, prompt, NEW, &sampling, &mut rng, |id| decoder.push(id, out).is_ok())?;
     let _ = decoder.finish(out);
     let digest = selftest::digest(&mut session, prompt.tokens)?;
     let _ = writeln!(out, "\ndigest {digest:016x}");
