@@ -155,7 +155,7 @@ impl<'a> Model<'a> {
     /// The output that holds the pooled vector of an embedding model: as the file says, else the mean.
     #[must_use]
     pub const fn pooled_output(&self) -> &'static str {
-        match self.file.info.pooling {
+        match self.face.info.pooling {
             2 => "cls_pooled",
             3 => "last_pooled",
             _ => "mean_pooled",

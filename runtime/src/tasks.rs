@@ -118,7 +118,7 @@ pub fn generate(
 ) -> Result<Ending> {
     let model = *session.model();
     let mut past = 0;
-    let start = [if model.file.info.decoder_start == NONE { 0 } else { model.file.info.decoder_start }];
+    let start = [if model.face.info.decoder_start == NONE { 0 } else { model.face.info.decoder_start }];
     let first = if model.entry(EntryKind::Encode).is_ok() {
         feed(session, EntryKind::Encode, prompt, 0)?;
         Ids { tokens: &start, types: &[] }

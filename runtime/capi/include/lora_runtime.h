@@ -60,7 +60,7 @@ size_t lora_error_message(const lora_error *error, char *buffer, size_t size);
 
 /* ---- models ---- */
 
-#define LORA_MODEL_BYTES 1024
+#define LORA_MODEL_BYTES 2048
 typedef struct lora_model {
     uint64_t opaque[LORA_MODEL_BYTES / 8];
 } lora_model;

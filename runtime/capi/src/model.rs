@@ -8,7 +8,7 @@ use runtime::program::SessionConfig;
 use crate::status::{CError, Checked, checked, exclusive, list, put, reference, run};
 
 /// Bytes of a `lora_model`.
-const MODEL_BYTES: usize = 1024;
+const MODEL_BYTES: usize = 2048;
 
 /// What a `lora_model` holds.
 pub struct Handle {
@@ -206,7 +206,7 @@ pub unsafe extern "C" fn lora_model_label(
         // SAFETY: as documented.
         let model = unsafe { CModel::handle(model) }?.model;
         // SAFETY: as documented.
-        unsafe { put(name, "name", CText::new(model.file.label(label as usize).unwrap_or(""))) }
+        unsafe { put(name, "name", CText::new(model.face.label(label as usize).unwrap_or(""))) }
     })
 }
 

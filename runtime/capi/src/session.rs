@@ -4,7 +4,7 @@ use core::ffi::{c_char, c_void};
 
 use runtime::format::EntryKind;
 use runtime::kernels::{Kernels, KvType};
-use runtime::program::SessionConfig;
+use runtime::program::{AdapterNeeds, SessionConfig};
 use runtime::session::workers::Inline;
 use runtime::tasks::{Ids, feed};
 use runtime::{Error, ErrorKind, Segment, Session, Step};
@@ -47,6 +47,7 @@ fn config_of(config: &CConfig) -> Checked<SessionConfig> {
         source: config.source,
         sequences: config.sequences,
         kv: kv.ok_or(unknown)?,
+        adapters: AdapterNeeds::NONE,
     })
 }
 

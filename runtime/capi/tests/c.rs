@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use conformance::data::workspace;
 use conformance::desk::Desk;
@@ -11,10 +12,23 @@ fn here() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folder with the libraries that cargo built for this test.
+/// The folder with the libraries. Cargo does not build them for a test, so this asks it to, once.
 fn libraries() -> PathBuf {
-    let exe = std::env::current_exe().expect("a running test knows its own path");
-    exe.parent().expect("tests lie in a folder").to_path_buf()
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let exe = std::env::current_exe().expect("a running test knows its own path");
+        // <target>/<profile>/deps/<test>-<hash>
+        let folder = exe.ancestors().nth(2).expect("tests lie two folders below the target folder").to_path_buf();
+        let profile = match folder.file_name().and_then(|n| n.to_str()) {
+            Some("debug") | None => "dev",
+            Some(name) => name,
+        };
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "-q", "-p", "lora-runtime-c", "--profile", profile, "--target-dir"]);
+        run(cargo.arg(folder.parent().expect("a profile folder lies in a target folder")).current_dir(here()));
+        folder
+    });
+    built.clone()
 }
 
 fn run(command: &mut Command) -> String {

@@ -21,7 +21,7 @@ fn run(out: &mut Console) -> Result<()> {
     for line in env!("TEXTS").lines() {
         let ids = text.encode(&model, line)?;
         let (best, scores) = classify(&mut session, ids)?;
-        let _ = write!(out, "{}", model.file.label(best).unwrap_or("?"));
+        let _ = write!(out, "{}", model.face.label(best).unwrap_or("?"));
         for score in scores {
             let _ = write!(out, " {:08x}", score.to_bits());
         }
