@@ -87,8 +87,11 @@ macro_rules! tables {
     };
 }
 
+// Tests also run what other builds have: registers of two lanes, AVX-VNNI's twin.
 tables! {
     levels {
+        { #[cfg(all(test, target_pointer_width = "64"))]
+          two_lanes #[inline(never)] Scalar, scalar::Lanes<2, scalar::Plain>, two_lanes_floats }
         { scalar_table #[inline(never)] Scalar, scalar::Scalar, scalar_floats }
         { #[cfg(target_arch = "x86_64")]
           sse41 #[target_feature(enable = "sse4.1,ssse3")] Sse41, x86::Sse41, sse41_floats }
@@ -112,6 +115,8 @@ tables! {
           dsp #[inline(never)] Dsp, cortex_m::Dsp, scalar_floats }
     }
     float_levels {
+        { #[cfg(all(test, target_pointer_width = "64"))]
+          two_lanes_floats #[inline(never)] scalar::Lanes<2, scalar::Plain> }
         { scalar_floats #[inline(never)] scalar::Scalar }
         { #[cfg(target_arch = "x86_64")] sse41_floats #[target_feature(enable = "sse4.1,ssse3")] x86::Sse41 }
         { #[cfg(target_arch = "x86_64")] avx2_floats #[target_feature(enable = "avx2,f16c")] x86::Avx2 }
