@@ -10,6 +10,7 @@ use lora_runtime::kernels::KvType;
 use lora_runtime::weights::WeightFormat;
 
 use crate::calibrate::Effort;
+use crate::merge::export::gguf::Encoding;
 use crate::verb;
 
 /// Merge PEFT LoRA adapters into a base model, quantize, and write one .lpk file that lora-run runs in place.
@@ -54,7 +55,7 @@ pub enum Verb {
     Embed(EmbedArgs),
     /// What an adapter holds, what each of its options means, and whether it fits a base
     Doctor(DoctorArgs),
-    /// Write the merged weights as a Hugging Face folder, for other tools
+    /// Write the merged weights for other tools: a Hugging Face folder or a GGUF file
     Export(ExportArgs),
     /// Get a model or adapter of the Hugging Face Hub into the local cache, and say where it is
     Fetch(FetchArgs),
@@ -290,7 +291,7 @@ pub struct DoctorArgs {
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  lora-pack export --base base --adapter my-lora --to safetensors -o merged\n  lora-pack export --base base --adapter a=0.7 --adapter b --combine ties --density 0.5 --dtype f32 -o merged"
+    after_help = "Examples:\n  lora-pack export --base base --adapter my-lora --to safetensors -o merged\n  lora-pack export --base base --adapter a=0.7 --adapter b --combine ties --density 0.5 --dtype f32 -o merged\n  lora-pack export --base base --adapter my-lora --to gguf --type q8_0 -o model.gguf"
 )]
 pub struct ExportArgs {
     /// Base model: a Hugging Face folder, a .safetensors file with its config.json beside it, a .gguf file, or org/name on
@@ -304,9 +305,12 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub combine: CombineArgs,
     /// Format to write
-    #[arg(long, value_name = "FORMAT", default_value = "safetensors", value_parser = ["safetensors"])]
+    #[arg(long, value_name = "FORMAT", default_value = "safetensors", value_parser = ["safetensors", "gguf"])]
     pub to: String,
-    /// Type of the weights: f32 (exact merged values), f16, bf16, or base (each tensor as the base stores it, rounded once)
+    /// Type of a GGUF file's matrices: f32, f16 (default), bf16, q8_0, q5_0, q4_0, or keep (as a GGUF base stores them)
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_encoding)]
+    pub encoding: Option<Encoding>,
+    /// Type of safetensors' weights: f32 (exact merged values), f16, bf16, or base (each tensor as the base stores it, rounded once)
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "f16", "bf16", "base"])]
     pub dtype: String,
     /// Label names by index, for the config: a,b,c or a .json file (list, or id2label map)
@@ -318,8 +322,8 @@ pub struct ExportArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
-    /// Folder to write; it must not exist
-    #[arg(short = 'o', long = "out", value_name = "DIR")]
+    /// Folder to write, which must not exist; for GGUF a file, or a folder to put one in, named by GGUF's convention
+    #[arg(short = 'o', long = "out", value_name = "OUT")]
     pub out: PathBuf,
 }
 
@@ -516,6 +520,10 @@ fn parse_effort(s: &str) -> Result<Effort, String> {
 fn parse_factor_format(s: &str) -> Result<WeightFormat, String> {
     let fits = |f: &WeightFormat| matches!(f, WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Q8);
     WeightFormat::from_name(s).filter(fits).ok_or_else(|| "expected f32, f16 or q8".into())
+}
+
+fn parse_encoding(s: &str) -> Result<Encoding, String> {
+    Encoding::from_name(s).ok_or_else(|| "expected one of f32, f16, bf16, q8_0, q5_0, q4_0, keep".into())
 }
 
 fn parse_task(s: &str) -> Result<Task, String> {

@@ -1,4 +1,8 @@
-//! The merged model as a Hugging Face folder, for other tools.
+//! The merged model for other tools: as a Hugging Face folder, or as a GGUF file.
+
+pub mod gguf;
+mod metadata;
+mod vocabulary;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -10,7 +14,8 @@ use serde_json::{Map, Value, json};
 
 use super::Merged;
 use super::recipe::Origin;
-use crate::source::{Dtype, quote};
+use crate::source::arrange::Arrangement;
+use crate::source::{Dtype, TensorView, quote};
 
 /// Files that belong to a tokenizer, whoever made it.
 const TOKENIZER_FILES: &[&str] = &[
@@ -61,11 +66,28 @@ pub fn safetensors(merged: &Merged, out: &Path, dtype: Option<Dtype>, labels: Op
             }
         }
     }
+    write_tokenizer(merged, dir)?;
     let done: PathBuf = temporary.keep();
     std::fs::rename(&done, out).with_context(|| out.display().to_string()).inspect_err(|_| {
         // Best effort: the error that matters is the rename's.
         let _ = std::fs::remove_dir_all(&done);
     })
+}
+
+/// What no file of the base holds: a tokenizer out of GGUF.
+fn write_tokenizer(merged: &Merged, dir: &Path) -> Result<()> {
+    let files = merged.tokenizer();
+    if let Some(json) = files.tokenizer_json.as_ref().filter(|_| !dir.join("tokenizer.json").exists()) {
+        std::fs::write(dir.join("tokenizer.json"), json)?;
+    }
+    if let Some(config) = files.tokenizer_config.as_ref().filter(|_| !dir.join("tokenizer_config.json").exists()) {
+        let mut config = config.clone();
+        if let (Some(map), Some(template)) = (config.as_object_mut(), &files.chat_template) {
+            map.insert("chat_template".into(), template.as_str().into());
+        }
+        write_json(&dir.join("tokenizer_config.json"), &config)?;
+    }
+    Ok(())
 }
 
 fn config(merged: &Merged, dtype: Option<Dtype>, labels: Option<&[String]>) -> Result<Value> {
@@ -108,6 +130,8 @@ fn items(merged: &Merged, dtype: Option<Dtype>) -> Result<Vec<Item>> {
             Some(Origin::Base(base)) => stored.get(base).map_or(usual, |t| t.dtype),
             None => merged.names.origin(name).and_then(|o| stored.get(o)).map_or(usual, |t| t.dtype),
         };
+        // Blocks have no place in safetensors.
+        let own = if own.is_block() { Dtype::F32 } else { own };
         let dtype = dtype.filter(|_| own.is_float()).unwrap_or(own);
         let elements: usize = shape.iter().product();
         Ok(Item { name: name.to_owned(), dtype, bytes: elements as u64 * dtype.size() as u64, shape })
@@ -141,7 +165,8 @@ fn write_weights(merged: &Merged, path: &Path, dtype: Option<Dtype>) -> Result<(
 fn write_tensor(merged: &Merged, item: &Item, file: &mut impl Write) -> Result<()> {
     let unchanged = !merged.recipes.contains_key(&item.name);
     let stored = merged.names.origin(&item.name).and_then(|o| merged.base().tensors().get(o));
-    if let Some(stored) = stored.filter(|s| unchanged && s.dtype == item.dtype) {
+    let plain = |s: &TensorView| s.dtype == item.dtype && s.arrangement == Arrangement::Same;
+    if let Some(stored) = stored.filter(|s| unchanged && plain(s)) {
         file.write_all(stored.bytes)?;
         return Ok(());
     }

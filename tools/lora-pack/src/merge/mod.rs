@@ -40,7 +40,7 @@ pub use self::factors::Region;
 use self::names::Names;
 use self::plan::Planner;
 use self::recipe::{Inputs, Recipe};
-use crate::source::{BaseModel, TokenizerFiles, quote};
+use crate::source::{BaseModel, Dtype, TensorView, TokenizerFiles, quote};
 
 /// What the base directory holds, for adapters whose start changed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -199,6 +199,17 @@ impl<'a> Merged<'a> {
             Some(recipe) => Some(&recipe.shape),
             None => self.names.origin(name).and_then(|o| self.base.tensors().get(o)).map(|t| t.shape),
         }
+    }
+
+    /// The base's tensor behind `name`, where no adapter changes it.
+    pub fn unchanged(&self, name: &str) -> Option<TensorView<'_>> {
+        let origin = self.names.origin(name).filter(|_| !self.recipes.contains_key(name))?;
+        self.base.tensors().get(origin)
+    }
+
+    /// What the base stores the tensor behind `name` as, changed or not.
+    pub fn base_dtype(&self, name: &str) -> Option<Dtype> {
+        self.names.origin(name).and_then(|o| self.base.tensors().get(o)).map(|t| t.dtype)
     }
 
     /// Computes a tensor: the base's, widened to f32, with everything that the adapters do to it. Refuses NaN and

@@ -1,6 +1,8 @@
 //! GGUF files that the tests write themselves, and block values recorded from gguf-py.
 
+mod adapter;
 mod blocks;
+mod export;
 mod hostile;
 mod kit;
 mod model;

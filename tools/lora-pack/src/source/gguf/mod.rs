@@ -7,13 +7,16 @@
 //! | `names` | which checkpoint tensor a GGUF tensor is, by architecture |
 //! | `config`, `tokenizer` | metadata as `config.json` and `tokenizer.json` |
 //! | `adapter` | LoRA adapters as PEFT's |
-//! | `writer` | the bytes before the data, for export |
+//! | `writer`, `quantize` | the bytes before the data, and blocks out of floats: export |
+//! | `file_name` | the naming convention |
 
 pub mod adapter;
 pub mod blocks;
 pub mod config;
 pub mod container;
+pub mod file_name;
 pub mod names;
+pub mod quantize;
 pub mod tokenizer;
 pub mod writer;
 

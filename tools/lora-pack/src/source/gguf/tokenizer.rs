@@ -31,7 +31,7 @@ const QWEN2: &str =
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 
 /// The normalizer, the pre-tokenizer and `ignore_merges` that go with a name in `tokenizer.ggml.pre`.
-fn pre(name: &str) -> Option<(Json, Json, bool)> {
+pub fn pre(name: &str) -> Option<(Json, Json, bool)> {
     let bytes =
         |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
     let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
@@ -65,8 +65,8 @@ fn pre(name: &str) -> Option<(Json, Json, bool)> {
     })
 }
 
-/// The names of `tokenizer.ggml.pre` that are known, for messages.
-const PRE: &str = "llama-bpe, dbrx, smaug-bpe, qwen2, stablelm2, gpt-2, mpt, olmo, smollm, starcoder, refact, command-r, bloom, falcon";
+/// A name in `tokenizer.ggml.pre` for each pre-tokenizer that is known; some have more than one.
+pub const PRE: [&str; 8] = ["llama-bpe", "dbrx", "qwen2", "gpt-2", "olmo", "smollm", "bloom", "falcon"];
 
 /// The vocabulary as stored.
 struct Vocabulary<'a> {
@@ -196,7 +196,11 @@ type Parts = Vec<(&'static str, Json)>;
 fn byte_level(v: &Vocabulary<'_>) -> Result<Result<Parts, String>, SourceError> {
     let name = v.metadata.text("tokenizer.ggml.pre")?.unwrap_or("default");
     let Some((normalizer, pre_tokenizer, ignore_merges)) = pre(name) else {
-        return Ok(Err(format!("tokenizer.ggml.pre {} is not supported; supported are {PRE}", quote(name))));
+        return Ok(Err(format!(
+            "tokenizer.ggml.pre {} is not supported; supported are {} and others",
+            quote(name),
+            PRE.join(", ")
+        )));
     };
     let key = "tokenizer.ggml.merges";
     let merges = v.metadata.texts(key)?.ok_or_else(|| v.metadata.missing(key))?;

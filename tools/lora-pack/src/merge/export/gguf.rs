@@ -1,0 +1,293 @@
+//! The merged model as a GGUF file, for llama.cpp and its kin.
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use half::{bf16, f16};
+use serde_json::Value;
+
+use super::{metadata, vocabulary};
+use crate::merge::{Level, Merged, Note};
+use crate::source::arrange::Arrangement;
+use crate::source::gguf::container::type_number;
+use crate::source::gguf::file_name::{FileName, size_label};
+use crate::source::gguf::names::{self, Heads, Rules};
+use crate::source::gguf::quantize;
+use crate::source::gguf::writer::{self, Item, Planned};
+use crate::source::{Dtype, TensorView, quote};
+
+/// What matrices are written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// One type for all (embedding and head at least Q8_0; vectors stay f32).
+    Type(Dtype),
+    /// What the base, a GGUF file, stores; merged ones in the same type where it can be made, else Q8_0.
+    Keep,
+}
+
+impl Encoding {
+    /// The types that can be written, by their names in lower case, and `keep`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let types = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q5_0, Dtype::Q4_0];
+        match name {
+            "keep" => Some(Self::Keep),
+            _ => types.into_iter().find(|t| t.name().eq_ignore_ascii_case(name)).map(Self::Type),
+        }
+    }
+
+    /// The name in a file's name, and the number in `general.file_type`.
+    fn label(self) -> (&'static str, Option<u32>) {
+        match self {
+            Self::Keep => ("mixed", None),
+            Self::Type(dtype) => {
+                let number = match dtype {
+                    Dtype::F32 => 0,
+                    Dtype::F16 => 1,
+                    Dtype::Q4_0 => 2,
+                    Dtype::Q8_0 => 7,
+                    Dtype::Q5_0 => 8,
+                    _ => 32,
+                };
+                (dtype.name(), Some(number))
+            }
+        }
+    }
+}
+
+/// A file that was written.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Tensors in it.
+    pub tensors: usize,
+    /// Its bytes.
+    pub bytes: u64,
+    /// What a user should know.
+    pub notes: Vec<Note>,
+}
+
+/// Modules that llama.cpp's files leave out, and computes without.
+const LEFT_OUT: &[&str] = &[
+    "pooler.dense",
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+    "rotary_emb.inv_freq",
+    "attn.bias",
+    "attn.masked_bias",
+    "attention.bias",
+    "attention.masked_bias",
+];
+
+/// Writes `out`, or a file named by the convention in the folder `out`. With `force`, options that GGUF has no words
+/// for are dropped with a note; else they are refused.
+pub fn write(merged: &Merged, out: &Path, encoding: Encoding, force: bool) -> Result<Written> {
+    let config = merged.config();
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let family = names::family_of(model_type).with_context(|| {
+        let known: Vec<&str> = names::FAMILIES.iter().map(|f| f.model_type).collect();
+        format!("GGUF has no architecture for {}; it has one for mistral, {}", quote(model_type), known.join(", "))
+    })?;
+    let rules = Rules::new(family, Heads::of(config), true);
+    let mut notes = Vec::new();
+    let mut items = items(merged, family, rules, encoding, &mut notes)?;
+    let parameters: u64 = items.iter().map(|i| i.plan.shape.iter().product::<usize>() as u64).sum();
+    for f in metadata::factors(config, family)? {
+        let plan = Planned { name: f.name.into(), dtype: Dtype::F32, shape: vec![f.values.len()] };
+        items.push(Content { plan, source: Source::Values(f.values) });
+    }
+    let base_name = merged.base().dir.canonicalize().unwrap_or_else(|_| merged.base().dir.clone());
+    let base_name = base_name.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let file = FileName::of(&base_name, parameters);
+    let mut pairs = general(&file, family.gguf, encoding, parameters);
+    pairs.extend(metadata::architecture(config, family)?);
+    let rows = items.iter().find(|i| i.plan.name == "token_embd.weight").map(|i| i.plan.shape[0]);
+    let rows = rows.context("the model has no word embedding")?;
+    let generation = merged.base().generation_config.as_ref();
+    pairs.extend(vocabulary::pairs(merged.tokenizer(), rows, config, generation).context("tokenizer")?);
+    let plans: Vec<Planned> = items.iter().map(|i| i.plan.clone()).collect();
+    for difference in metadata::differences(config, &pairs, &plans)? {
+        if !force {
+            bail!("GGUF cannot say everything that this model needs: {difference} (--force writes it nevertheless)");
+        }
+        let text = format!("cannot say everything that this model needs: {difference}");
+        notes.push(Note { level: Level::Warning, about: "GGUF".into(), text });
+    }
+    let path = if out.is_dir() { out.join(file.file(encoding.label().0)) } else { out.to_owned() };
+    let bytes = store(merged, &path, &pairs, &plans, &items)?;
+    Ok(Written { path, tensors: items.len(), bytes, notes })
+}
+
+fn general(file: &FileName, architecture: &str, encoding: Encoding, parameters: u64) -> metadata::Pairs {
+    let text = |key: &str, text: &str| (format!("general.{key}"), Item::Text(text.to_owned()));
+    let mut out = vec![
+        text("architecture", architecture),
+        text("type", "model"),
+        text("name", &file.words()),
+        text("basename", &file.base),
+        text("size_label", &size_label(parameters)),
+    ];
+    out.extend(file.fine_tune.as_ref().map(|f| text("finetune", f)));
+    out.push(("general.quantization_version".into(), Item::Count(2)));
+    out.extend(encoding.label().1.map(|n| ("general.file_type".into(), Item::Count(n))));
+    out
+}
+
+/// A tensor to write and where it comes from.
+struct Content {
+    plan: Planned,
+    source: Source,
+}
+
+enum Source {
+    /// A tensor of the merged model, rearranged.
+    Tensor(String, Arrangement),
+    /// Numbers.
+    Values(Vec<f32>),
+}
+
+/// Every tensor, the embedding first, then by name.
+fn items(
+    merged: &Merged,
+    family: &names::Family,
+    rules: Rules,
+    encoding: Encoding,
+    notes: &mut Vec<Note>,
+) -> Result<Vec<Content>> {
+    let tied = metadata::is_tied(merged.config())?;
+    let mut out: Vec<Content> = Vec::new();
+    for name in merged.names() {
+        let stem = name.rsplit_once('.').map_or(name, |s| s.0);
+        if LEFT_OUT.iter().any(|l| stem.ends_with(l) || name.ends_with(l)) {
+            if stem.ends_with("pooler.dense") {
+                let text = "GGUF has no place for the pooler; it is left out".into();
+                notes.push(Note { level: Level::Info, about: name.into(), text });
+            }
+            continue;
+        }
+        // Files leave the backbone's prefix out or write it, as the class had a head or not.
+        let bare = ["bert.", "model.", "transformer.", "gpt_neox."].iter().find_map(|p| name.strip_prefix(p));
+        let spellings =
+            [name.to_owned(), format!("model.{name}"), format!("transformer.{name}"), format!("gpt_neox.{name}")];
+        let found = spellings.iter().map(String::as_str).chain(bare).find_map(|n| rules.to_gguf(n));
+        let Some((gguf, arrangement)) = found else {
+            bail!("tensor {} has no place in GGUF's architecture {}", quote(name), family.gguf);
+        };
+        if tied && gguf == "output.weight" {
+            continue;
+        }
+        let mut shape = merged.shape(name).unwrap_or_default().to_vec();
+        if !arrangement.fits(&shape) {
+            bail!("tensor {}: shape {shape:?} does not fit the sizes of the heads", quote(name));
+        }
+        if arrangement == Arrangement::Transposed {
+            shape.reverse();
+        }
+        if out.iter().any(|i| i.plan.name == gguf) {
+            continue;
+        }
+        let dtype = dtype_of(merged, name, &gguf, &shape, arrangement, encoding);
+        out.push(Content {
+            plan: Planned { name: gguf, dtype, shape },
+            source: Source::Tensor(name.to_owned(), arrangement),
+        });
+    }
+    out.sort_by_key(|i| (i.plan.name != "token_embd.weight", i.plan.name.clone()));
+    Ok(out)
+}
+
+/// The stored tensor that can be copied as it lies: unchanged, and rearranged in the same way.
+fn stored<'m>(merged: &'m Merged, name: &str, arrangement: Arrangement) -> Option<TensorView<'m>> {
+    merged.unchanged(name).filter(|t| t.arrangement == arrangement)
+}
+
+fn dtype_of(
+    merged: &Merged,
+    name: &str,
+    gguf: &str,
+    shape: &[usize],
+    arrangement: Arrangement,
+    encoding: Encoding,
+) -> Dtype {
+    // What llama.cpp's converter keeps in f32.
+    let always_float = shape.len() < 2
+        || gguf.contains("_norm")
+        || gguf.starts_with("position_embd")
+        || gguf.starts_with("token_types")
+        || gguf.contains("attn_rel_b");
+    let columns = shape.last().copied().unwrap_or(1);
+    let fits = |dtype: Dtype| if columns.is_multiple_of(dtype.block()) { dtype } else { Dtype::F16 };
+    let outer = gguf.starts_with("token_embd") || gguf.starts_with("output.");
+    match encoding {
+        Encoding::Keep => match stored(merged, name, arrangement) {
+            Some(t) if type_number(t.dtype).is_some() => t.dtype,
+            _ if always_float => Dtype::F32,
+            _ => match merged.base_dtype(name) {
+                Some(d) if !d.is_block() && type_number(d).is_some() => d,
+                Some(d) if quantize::can_make(d) => fits(d),
+                _ => fits(Dtype::Q8_0),
+            },
+        },
+        Encoding::Type(_) if always_float => Dtype::F32,
+        Encoding::Type(Dtype::Q4_0 | Dtype::Q5_0) if outer => fits(Dtype::Q8_0),
+        Encoding::Type(dtype) => fits(dtype),
+    }
+}
+
+fn store(merged: &Merged, path: &Path, pairs: &metadata::Pairs, plans: &[Planned], items: &[Content]) -> Result<u64> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = tempfile::Builder::new().prefix(".lora-pack-export-").tempfile_in(parent);
+    let temporary = temporary.with_context(|| parent.display().to_string())?;
+    let mut file = BufWriter::with_capacity(1 << 20, temporary);
+    let header = writer::header(pairs, plans);
+    let mut at = header.len() as u64;
+    file.write_all(&header)?;
+    for item in items {
+        write_tensor(merged, item, &mut file).with_context(|| format!("tensor {}", item.plan.name))?;
+        let pad = writer::padding(item.plan.bytes());
+        file.write_all(&vec![0; pad])?;
+        at += item.plan.bytes() + pad as u64;
+        merged.base().tensors().release();
+    }
+    let temporary = file.into_inner()?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).with_context(|| path.display().to_string())?;
+    Ok(at)
+}
+
+fn write_tensor(merged: &Merged, item: &Content, file: &mut impl Write) -> Result<()> {
+    let dtype = item.plan.dtype;
+    let values = match &item.source {
+        Source::Values(values) => values.clone(),
+        Source::Tensor(name, arrangement) => {
+            if let Some(t) = stored(merged, name, *arrangement).filter(|t| t.dtype == dtype) {
+                file.write_all(t.bytes)?;
+                return Ok(());
+            }
+            let shape = merged.shape(name).unwrap_or_default().to_vec();
+            arrangement.make(merged.tensor_f32(name)?, &shape)
+        }
+    };
+    for chunk in values.chunks(1 << 16) {
+        let mut bytes = Vec::with_capacity(chunk.len() * 4);
+        match dtype {
+            Dtype::F32 => bytes.extend(chunk.iter().flat_map(|x| x.to_le_bytes())),
+            Dtype::BF16 => bytes.extend(chunk.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes())),
+            Dtype::F16 => {
+                if let Some(x) = chunk.iter().find(|x| f16::from_f32(**x).is_infinite()) {
+                    bail!("{x} is too large for F16; export as bf16 or f32");
+                }
+                bytes.extend(chunk.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()));
+            }
+            _ if quantize::can_make(dtype) => {
+                if !quantize::blocks(dtype, chunk, &mut bytes) {
+                    bail!("a value is too large for {}; export as bf16 or f32", dtype.name());
+                }
+            }
+            other => bail!("cannot be written as {}", other.name()),
+        }
+        file.write_all(&bytes)?;
+    }
+    Ok(())
+}
