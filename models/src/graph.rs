@@ -22,6 +22,11 @@ use crate::spec::{EntrySpec, HeadSpec, OutputSpec, Part, Role, RowMap, SlotSpec,
 pub trait Checkpoint {
     /// Shape of a tensor, `None` when there is none of this name.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
+
+    /// The format that a matrix has whatever the policy says: that of its blocks, where they are carried over.
+    fn format(&self, _name: &str) -> Option<WeightFormat> {
+        None
+    }
 }
 
 /// A matrix to multiply with: one or more of them on the same input become one linear where their formats agree.
@@ -369,7 +374,8 @@ impl<'c> Graph<'c> {
     ) -> Result<u32, ModelError> {
         let name = format!("{module}.weight");
         self.expect(&name, &[rows, cols], field)?;
-        let format = self.policy.stored(self.policy.format(role, None));
+        let format = self.checkpoint.format(&name).unwrap_or_else(|| self.policy.format(role, None));
+        let format = self.policy.stored(format);
         self.tensor(TensorSpec {
             name: module.into(),
             storage: Storage::Panels(format),
@@ -493,6 +499,11 @@ impl<'c> Graph<'c> {
         self.project_into(&name, x, cols, &[projection], epilogue, target, target)
     }
 
+    fn projection_format(&self, p: &Projection) -> WeightFormat {
+        let carried = self.checkpoint.format(&format!("{}.weight", p.module));
+        carried.unwrap_or_else(|| self.policy.format(p.role, self.layer))
+    }
+
     #[allow(clippy::too_many_arguments, reason = "the one place that all projections come through")]
     fn project_into(
         &mut self,
@@ -508,8 +519,8 @@ impl<'c> Graph<'c> {
         let mut rest = list;
         self.inputs += 1;
         while let Some(first) = rest.first() {
-            let format = self.policy.format(first.role, self.layer);
-            let run = rest.iter().take_while(|p| self.policy.format(p.role, self.layer) == format).count();
+            let format = self.projection_format(first);
+            let run = rest.iter().take_while(|p| self.projection_format(p) == format).count();
             let (fused, tail) = rest.split_at(run);
             let tensor_name = if fused.len() == list.len() && list.len() > 1 {
                 name.to_string()

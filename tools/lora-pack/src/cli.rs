@@ -83,9 +83,10 @@ pub struct MergeArgs {
     /// Combination.
     #[command(flatten)]
     pub combine: CombineArgs,
-    /// Weight format: f32 f16 q8 q8r q6 q5 q4 q4l; auto chooses one for each matrix, by measured loss per byte
-    #[arg(long, value_name = "FORMAT", default_value = "q8", value_parser = parse_quant)]
-    pub quant: Quant,
+    /// Weight format: f32 f16 q8 q8r q6 q5 q4 q4l; auto chooses one for each matrix, by measured loss per byte; keep carries a
+    /// GGUF base's blocks over and gives changed matrices a finer format (default: keep for a quantized base, else q8)
+    #[arg(long, value_name = "FORMAT", value_parser = parse_quant)]
+    pub quant: Option<Quant>,
     /// Size of the file that auto keeps, in bytes or as 80M, 1.5G (powers of 1000)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub target_size: Option<u64>,
@@ -127,6 +128,8 @@ pub enum Quant {
     Format(WeightFormat),
     /// Formats chosen by measurement.
     Auto,
+    /// The base's own, where they can be.
+    Keep,
 }
 
 impl Quant {
@@ -136,6 +139,7 @@ impl Quant {
         match self {
             Self::Format(format) => format.name(),
             Self::Auto => "auto",
+            Self::Keep => "keep",
         }
     }
 
@@ -145,6 +149,7 @@ impl Quant {
         match self {
             Self::Format(format) => format,
             Self::Auto => WeightFormat::Q4,
+            Self::Keep => WeightFormat::Q8,
         }
     }
 }
@@ -496,7 +501,8 @@ fn parse_kv(s: &str) -> Result<KvType, String> {
 fn parse_quant(s: &str) -> Result<Quant, String> {
     match s {
         "auto" => Ok(Quant::Auto),
-        _ => parse_format(s).map(Quant::Format).map_err(|e| e + ", auto"),
+        "keep" => Ok(Quant::Keep),
+        _ => parse_format(s).map(Quant::Format).map_err(|e| e + ", auto, keep"),
     }
 }
 

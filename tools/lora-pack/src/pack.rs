@@ -23,6 +23,7 @@ use crate::calibrate::auto::{self, Budget};
 use crate::calibrate::compare::{Distance, Side, compare};
 use crate::calibrate::{self, Calibrated, Effort, Job, Ready, Summary, Twin, own};
 use crate::compile::tokenizer::compile_tokenizer;
+use crate::keep;
 use crate::merge::{Merged, TaskType};
 use crate::quantize::{Q4_TABLE, Unrepresentable, quantize_rows};
 use crate::source::BaseModel;
@@ -33,6 +34,9 @@ use crate::write::{LpkWriter, Strings, Tables};
 pub struct PackOptions {
     /// Main format.
     pub format: WeightFormat,
+    /// Matrices of a quantized base keep their blocks, or get a finer grid where adapters change them; `format` is for
+    /// those that the base says nothing about. Goes with [`Effort::Fast`] only.
+    pub keep: bool,
     /// Label names by index, when the user gives them.
     pub labels: Option<Vec<String>>,
     /// Task, when the adapter and the base do not say.
@@ -53,6 +57,7 @@ impl PackOptions {
     pub const fn new(format: WeightFormat) -> Self {
         Self {
             format,
+            keep: false,
             labels: None,
             task: None,
             no_tokenizer: false,
@@ -82,6 +87,8 @@ pub struct PackReport {
     pub task: Task,
     /// Per format: matrices, weights, bytes.
     pub formats: BTreeMap<&'static str, (usize, u64, u64)>,
+    /// Matrices whose blocks were carried over.
+    pub carried: usize,
     /// What was calibrated with.
     pub calibration: Option<Summary>,
     /// How far the packed model is from the float one, on text that was kept apart.
@@ -94,11 +101,19 @@ pub struct PackReport {
 pub type Progress<'p> = &'p mut dyn FnMut(&'static str, u64, u64);
 
 /// The merged checkpoint as the lowering sees it.
-pub(crate) struct View<'a, 'b>(pub &'a Merged<'b>);
+pub(crate) struct View<'a, 'b> {
+    pub merged: &'a Merged<'b>,
+    /// Formats are the base's, as far as it has some.
+    pub keep: bool,
+}
 
 impl Checkpoint for View<'_, '_> {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.shape(name).map(|s| s.to_vec())
+        self.merged.shape(name).map(|s| s.to_vec())
+    }
+
+    fn format(&self, name: &str) -> Option<WeightFormat> {
+        keep::format(self.merged, name).filter(|_| self.keep)
     }
 }
 
@@ -257,7 +272,8 @@ fn scratch_file(out: &Path) -> Result<tempfile::NamedTempFile> {
 
 /// Lowers the merged model.
 fn lower(merged: &Merged<'_>, options: &PackOptions, policy: Policy) -> Result<Lowered> {
-    let lowered = lora_models::lower(merged.config(), &View(merged), task_of(merged, options)?, policy)?;
+    let view = View { merged, keep: options.keep };
+    let lowered = lora_models::lower(merged.config(), &view, task_of(merged, options)?, policy)?;
     check_size(&lowered)?;
     Ok(lowered)
 }
@@ -329,10 +345,17 @@ impl Writing<'_, '_> {
         let mut done = 0;
         let mut records = Vec::with_capacity(lowered.tensors.len());
         let mut formats: BTreeMap<&'static str, (usize, u64, u64)> = BTreeMap::new();
+        let mut carried = 0;
         for (index, spec) in lowered.tensors.iter().enumerate() {
-            let (kind, format, bytes) = match (spec.storage, ready.get(&index)) {
-                (Storage::Panels(format), Some(c)) => (TensorKind::Panels, format, Cow::from(&c.bytes)),
-                (storage, _) => {
+            let blocks = match spec.storage {
+                Storage::Panels(format) => keep::carried(spec, merged, format),
+                Storage::Vector => None,
+            };
+            carried += usize::from(blocks.is_some());
+            let (kind, format, bytes) = match (spec.storage, ready.get(&index), blocks) {
+                (Storage::Panels(format), _, Some(blocks)) => (TensorKind::Panels, format, blocks.pack().into()),
+                (Storage::Panels(format), Some(c), _) => (TensorKind::Panels, format, Cow::from(&c.bytes)),
+                (storage, ..) => {
                     let values = fill(spec, merged).with_context(|| format!("tensor {}", spec.name))?;
                     match storage {
                         Storage::Vector => {
@@ -412,6 +435,7 @@ impl Writing<'_, '_> {
             architecture: lowered.architecture,
             task: lowered.task,
             formats,
+            carried,
             calibration: None,
             distance: None,
             seconds: 0.0,

@@ -34,7 +34,7 @@ pub struct Head {
 /// Lowers the merged model for `task`, cuts its head off and writes the head's tensors; adds the tensors that it reads to
 /// `consumed`.
 pub fn build(merged: &Merged<'_>, task: Task, writer: &mut Writer, consumed: &mut BTreeSet<String>) -> Result<Head> {
-    let lowered = lower(merged.config(), &View(merged), task, Policy::new(writer.float()))?;
+    let lowered = lower(merged.config(), &View { merged, keep: false }, task, Policy::new(writer.float()))?;
     let found = lowered.entries.iter().find_map(|e| Some((e, e.head?)));
     let Some((entry, head)) = found else {
         bail!("this base takes no other head in unmerged mode; use `lora-pack merge`")

@@ -65,8 +65,10 @@ pub fn pack_adapter(
     let base_task = task_of(&plain, &base_options)?;
     let task = options.task.or(merged.task().map(crate::pack::task_number)).unwrap_or(base_task);
     let policy = Policy::new(WeightFormat::F32);
-    let before = lower(plain.config(), &View(&plain), base_task, policy.clone()).context("the base")?;
-    let after = lower(merged.config(), &View(&merged), base_task, policy).context("the base with the adapter")?;
+    let before =
+        lower(plain.config(), &View { merged: &plain, keep: false }, base_task, policy.clone()).context("the base")?;
+    let after = lower(merged.config(), &View { merged: &merged, keep: false }, base_task, policy)
+        .context("the base with the adapter")?;
     let comparable = |a: &SlotSpec, b: &SlotSpec| a.kind == b.kind && a.cols == b.cols;
     if before.slots.len() != after.slots.len() || !before.slots.iter().zip(&after.slots).all(|(a, b)| comparable(a, b))
     {

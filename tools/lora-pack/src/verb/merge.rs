@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use lora_runtime::weights::WeightFormat;
 use serde_json::{Value, json};
 
 use super::{hex, human};
@@ -13,6 +14,7 @@ use crate::calibrate::Effort;
 use crate::calibrate::auto::Budget;
 use crate::calibrate::compare::Distance;
 use crate::cli::{CombineArgs, MergeArgs, Quant};
+use crate::keep;
 use crate::merge::{AdapterSpec, Level, MergeOptions, Merged, Note};
 use crate::pack::{PackOptions, PackReport, headless, pack};
 use crate::quantize::gridded::{self, Gridded};
@@ -30,19 +32,25 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     for note in merged.notes() {
         eprintln!("{}", note_line(note));
     }
+    let quantized = base.tensors().iter().any(|t| t.dtype.is_block());
+    let quant = args.quant.unwrap_or(if quantized { Quant::Keep } else { Quant::Format(WeightFormat::Q8) });
     let options = PackOptions {
-        format: args.quant.format(),
+        format: quant.format(),
+        keep: quant == Quant::Keep,
         labels: args.labels.as_deref().map(labels).transpose()?,
         task: args.task,
         no_tokenizer: args.no_tokenizer,
-        effort: effort(args)?,
+        effort: effort(args, quant)?,
         calib: args.calib.clone(),
-        budget: budget(args)?,
+        budget: budget(args, quant)?,
     };
-    if !args.quant.format().is_float()
-        && let Some(grid) = gridded::look(&merged, args.quant.format())?
-    {
-        eprintln!("{}", grid_line(grid, args.quant.name()));
+    let target = if options.keep { keep::of_changed(&merged) } else { Some(options.format) };
+    let grid = match target.filter(|t| !t.is_float()) {
+        Some(target) => gridded::look(&merged, target)?.map(|grid| (grid, target)),
+        None => None,
+    };
+    if let Some((grid, target)) = grid {
+        eprintln!("{}", grid_line(grid, target.name()));
     }
     let bar = progress_bar();
     let meta = provenance(&base, &merged, args);
@@ -56,7 +64,9 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         eprintln!("note: {note}");
     }
     if args.json {
-        println!("{}", report_json(&report, &merged, args));
+        let mut json = report_json(&report, &merged, args, quant);
+        json["delta_retained"] = json!(grid.map(|(grid, _)| grid.projection));
+        println!("{json}");
     } else {
         print_report(&report, &merged, args);
     }
@@ -84,8 +94,11 @@ fn grid_line(grid: Gridded, format: &str) -> String {
 }
 
 /// The user's word; else text is there to be used, and choosing formats needs some.
-fn effort(args: &MergeArgs) -> Result<Effort> {
-    let auto = args.quant == Quant::Auto;
+fn effort(args: &MergeArgs, quant: Quant) -> Result<Effort> {
+    let auto = quant == Quant::Auto;
+    if quant == Quant::Keep && (args.effort.is_some_and(|e| e != Effort::Fast) || !args.calib.is_empty()) {
+        bail!("--quant keep carries weights over as they are: --calib and --effort go with the other formats");
+    }
     match args.effort {
         Some(Effort::Fast) if auto => bail!("--quant auto measures on text: --effort normal or best"),
         Some(Effort::Fast) if !args.calib.is_empty() => {
@@ -97,10 +110,10 @@ fn effort(args: &MergeArgs) -> Result<Effort> {
 }
 
 /// The size that `--quant auto` keeps.
-fn budget(args: &MergeArgs) -> Result<Option<Budget>> {
-    match (args.quant, args.target_size, args.target_bpw) {
-        (Quant::Format(_), None, None) => Ok(None),
-        (Quant::Format(_), ..) => bail!("--target-size and --target-bpw go with --quant auto"),
+fn budget(args: &MergeArgs, quant: Quant) -> Result<Option<Budget>> {
+    match (quant, args.target_size, args.target_bpw) {
+        (Quant::Format(_) | Quant::Keep, None, None) => Ok(None),
+        (Quant::Format(_) | Quant::Keep, ..) => bail!("--target-size and --target-bpw go with --quant auto"),
         (Quant::Auto, Some(bytes), _) => Ok(Some(Budget::Bytes(bytes))),
         (Quant::Auto, None, bits) => Ok(Some(Budget::Bits(bits.unwrap_or(DEFAULT_BITS)))),
     }
@@ -202,12 +215,12 @@ pub fn applied(merged: &Merged<'_>) -> (usize, usize) {
     merged.adapters().iter().fold((0, 0), |(applied, all), a| (applied + a.applied, all + a.tensors))
 }
 
-fn report_json(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs) -> Value {
+fn report_json(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs, quant: Quant) -> Value {
     let (applied, total) = applied(merged);
     json!({
         "out": args.out, "file_bytes": r.file_bytes, "float_bytes": r.float_bytes, "hash": hex(&r.hash),
-        "architecture": r.architecture, "task": r.task.name(), "quant": args.quant.name(), "proof": r.distance.as_ref().map(Distance::json),
-        "effort": effort(args).unwrap_or_default().name(), "bits_per_weight": r.bits_per_weight, "tensors": r.tensors, "seconds": r.seconds,
+        "architecture": r.architecture, "task": r.task.name(), "quant": quant.name(), "carried": r.carried, "proof": r.distance.as_ref().map(Distance::json),
+        "effort": effort(args, quant).unwrap_or_default().name(), "bits_per_weight": r.bits_per_weight, "tensors": r.tensors, "seconds": r.seconds,
         "adapter_tensors_applied": applied, "adapter_tensors": total, "changed": merged.changed().len(),
         "notes": merged.notes(),
     })
@@ -235,6 +248,9 @@ fn print_report(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs) {
             "  adapters   {applied} of {total} adapter tensors applied, {} base tensors changed",
             merged.changed().len()
         );
+    }
+    if r.carried > 0 {
+        println!("  carried    {} matrices of the base as they were, to the bit", r.carried);
     }
     for (name, (n, weights, bytes)) in &r.formats {
         println!(

@@ -9,7 +9,7 @@ use lora_pack::source::gguf::writer::{self, Item, Planned};
 use crate::kit::{Gguf, Tensor, counting};
 
 /// Writes an adapter file.
-fn write(path: &Path, alpha: f32, tensors: &[(&str, Tensor)]) {
+pub fn write(path: &Path, alpha: f32, tensors: &[(&str, Tensor)]) {
     let metadata = [
         ("general.type", Item::Text("adapter".into())),
         ("general.architecture", Item::Text("llama".into())),

@@ -4,5 +4,6 @@ mod adapter;
 mod blocks;
 mod export;
 mod hostile;
+mod keep;
 mod kit;
 mod model;

@@ -68,16 +68,17 @@ pub struct Written {
     pub notes: Vec<Note>,
 }
 
-/// Modules that llama.cpp's files leave out, and computes without.
+/// Modules and tensors that llama.cpp's files leave out: it computes without them, or computes them itself.
 const LEFT_OUT: &[&str] = &[
-    "pooler.dense",
-    "embeddings.position_ids",
-    "embeddings.token_type_ids",
-    "rotary_emb.inv_freq",
-    "attn.bias",
-    "attn.masked_bias",
-    "attention.bias",
-    "attention.masked_bias",
+    ".pooler.dense.weight",
+    ".pooler.dense.bias",
+    ".embeddings.position_ids",
+    ".embeddings.token_type_ids",
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
 ];
 
 /// Writes `out`, or a file named by the convention in the folder `out`. With `force`, options that GGUF has no words
@@ -158,9 +159,9 @@ fn items(
     let tied = metadata::is_tied(merged.config())?;
     let mut out: Vec<Content> = Vec::new();
     for name in merged.names() {
-        let stem = name.rsplit_once('.').map_or(name, |s| s.0);
-        if LEFT_OUT.iter().any(|l| stem.ends_with(l) || name.ends_with(l)) {
-            if stem.ends_with("pooler.dense") {
+        let dotted = format!(".{name}");
+        if LEFT_OUT.iter().any(|l| dotted.ends_with(l)) {
+            if dotted.ends_with(".pooler.dense.weight") {
                 let text = "GGUF has no place for the pooler; it is left out".into();
                 notes.push(Note { level: Level::Info, about: name.into(), text });
             }

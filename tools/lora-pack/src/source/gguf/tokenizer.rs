@@ -23,12 +23,18 @@ mod kind {
     pub const UNKNOWN: i64 = 2;
     pub const CONTROL: i64 = 3;
     pub const USER_DEFINED: i64 = 4;
+    pub const UNUSED: i64 = 5;
+    pub const BYTE: i64 = 6;
 }
+
+/// Kinds of the tokens that have a text. Added tokens are among them: their ids are looked up in the vocabulary.
+const USED: [i64; 5] = [kind::NORMAL, kind::UNKNOWN, kind::CONTROL, kind::USER_DEFINED, kind::BYTE];
+const ALL: [i64; 6] = [kind::NORMAL, kind::UNKNOWN, kind::CONTROL, kind::USER_DEFINED, kind::UNUSED, kind::BYTE];
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
+const BLOOM: &str = r" ?[^(\s|[.,!?…。，、।۔،])]+";
 
 /// The normalizer, the pre-tokenizer and `ignore_merges` that go with a name in `tokenizer.ggml.pre`.
 pub fn pre(name: &str) -> Option<(Json, Json, bool)> {
@@ -219,7 +225,7 @@ fn byte_level(v: &Vocabulary<'_>) -> Result<Result<Parts, String>, SourceError> 
             "model",
             json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                    "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                   "ignore_merges": ignore_merges, "vocab": v.vocab(&[kind::NORMAL], str::to_owned)?,
+                   "ignore_merges": ignore_merges, "vocab": v.vocab(&USED, str::to_owned)?,
                    "merges": merges}),
         ),
     ]))
@@ -259,7 +265,7 @@ fn sentence_piece(v: &Vocabulary<'_>) -> Result<Parts, SourceError> {
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
     let unknown = v.special("unknown")?.map(|t| t.0);
-    let vocab = v.vocab(&[1, 2, 3, 4, 6], str::to_owned)?;
+    let vocab = v.vocab(&USED, str::to_owned)?;
     Ok(vec![
         ("normalizer", json!({"type": "Sequence", "normalizers": normalizers})),
         ("pre_tokenizer", Json::Null),
@@ -297,7 +303,7 @@ fn word_piece(v: &Vocabulary<'_>) -> Result<Parts, SourceError> {
     let single = vec![token(&first, 0), text("A", 0), token(&last, 0)];
     let pair: Vec<Json> = single.iter().cloned().chain([text("B", 1), token(&last, 1)]).collect();
     let specials = [(first.0.as_str(), first.1), (last.0.as_str(), last.1)].into_iter();
-    let vocab = v.vocab(&[1, 2, 3, 4, 5, 6], spelled)?;
+    let vocab = v.vocab(&ALL, spelled)?;
     Ok(vec![
         (
             "normalizer",
