@@ -48,14 +48,16 @@ class Llama:
 
 
 def parting(ours, theirs, margins, lpk):
-    """How many tokens agree, and the margin where they part (None: nowhere). llama.cpp's server does not report tokens that
-    end inside of a character; such tokens of ours are passed over."""
-    agreed, i, j = 0, 0, 0
+    """How many tokens agree, and the margin where they part (None: nowhere). llama.cpp's server reports no probabilities for
+    tokens that end inside of a character, nor for the one that follows; such tokens of ours are passed over."""
+    agreed, i, j, after = 0, 0, 0, False
     while i < len(ours) and j < len(theirs):
         if ours[i] == theirs[j]:
-            agreed, i, j = agreed + 1, i + 1, j + 1
+            agreed, i, j, after = agreed + 1, i + 1, j + 1, False
         elif "\ufffd" in run("lora-run", "detokenize", lpk, "--ids", str(ours[i])):
-            i += 1
+            i, after = i + 1, True
+        elif after:
+            i, after = i + 1, False
         else:
             return agreed, margins[j]
     return agreed, None

@@ -7,14 +7,12 @@
 //! | `task` | the task's own verb gives the recorded label, tags, answer or vector |
 //! | `tokens` | the pack's tokenizer gives the recorded ids and text |
 //! | `merged` | exported merged weights equal the recorded ones |
-//! | `gguf` | exported as GGUF and packed from there, the model computes the same |
 //! | `unmerged`, `unmerged greedy` | base pack plus adapter file computes the same |
 //! | `q8`, `q8 greedy`, `q4` | quantized packs stay near what the scheme can reach |
 //! | `bits` | outputs are the same to the bit for any threads, chunking and instruction set |
 //! | `verify` | `lora-pack verify` accepts the pack |
 
 mod float;
-mod gguf;
 mod merged;
 mod quant;
 mod task;
@@ -26,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::case::{Case, Expected, Mode, ModeKind, Run, Task};
+use crate::case::{Case, Expected, Mode, ModeKind, Run};
 use crate::desk::{Checked, Desk, Ids, Report};
 use crate::tensors::Archive;
 
@@ -72,11 +70,6 @@ impl Bench<'_> {
         }
         if !mode.merged_changed.is_empty() {
             report.push(("merged", self.merged_weights(mode)));
-        }
-        if matches!(mode.kind, ModeKind::Base | ModeKind::Adapter)
-            && matches!(self.case.task, Task::CausalLm | Task::Seq2seqLm | Task::FeatureExtraction)
-        {
-            report.push(("gguf", self.gguf(mode, first)));
         }
         if matches!(mode.kind, ModeKind::Adapter | ModeKind::Stack) {
             self.unmerged(mode, &mut report);

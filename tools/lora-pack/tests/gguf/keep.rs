@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use lora_pack::merge::{AdapterSpec, MergeOptions, Merged};
 use lora_pack::pack::{PackOptions, PackReport, pack};
 use lora_pack::source::BaseModel;
+use lora_runtime::Model;
+use lora_runtime::format::Tensor;
 use lora_runtime::kernels::QuantizedRows;
 use lora_runtime::map::Mapping;
 use lora_runtime::weights::WeightFormat;
-use lora_runtime::{Model, format::TensorKind};
 
 use crate::adapter::write as write_adapter;
 use crate::export::quantized;
@@ -24,16 +25,13 @@ fn packed(base: &BaseModel, adapters: &[AdapterSpec]) -> (PackReport, BTreeMap<S
     let bytes = Mapping::open(&path).unwrap();
     let model = Model::open(&bytes).unwrap();
     let f = &model.file;
-    let matrices = f.tensors.iter().filter(|t| t.kind == TensorKind::Panels as u16).map(|t| {
-        let format = WeightFormat::from_u16(t.format).unwrap();
-        let panels = &f.bytes[t.offset as usize..][..t.len as usize];
+    let matrices = f.tensors.iter().zip(0..).filter_map(|(record, i)| {
+        let Some(Tensor::Panels { format, rows, cols, data }) = f.tensor(i) else { return None };
         let values = match format.is_float() {
             true => Vec::new(),
-            false => {
-                QuantizedRows::unpack(format, panels, t.rows as usize, t.cols as usize).dequantize(&f.header.codebook)
-            }
+            false => QuantizedRows::unpack(format, data, rows, cols).dequantize(&f.header.codebook),
         };
-        (f.str(t.name).to_owned(), (format, values))
+        Some((f.str(record.name).to_owned(), (format, values)))
     });
     let matrices = matrices.collect();
     (report, matrices)
