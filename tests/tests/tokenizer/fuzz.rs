@@ -84,6 +84,7 @@ fn fuzz(per_family: usize, seed: u64) {
         let bad: Vec<String> =
             results.into_iter().flat_map(|(name, f)| f.into_iter().map(move |f| format!("{name}: {f}"))).collect();
         conformance::say(&format!("{family}: {} tokenizers, {texts} texts, {} differences", members.len(), bad.len()));
+        bad.iter().for_each(|b| conformance::say(b));
         failures.extend(bad);
     }
     assert!(failures.is_empty(), "{} differences from the reference:\n{}", failures.len(), failures.join("\n"));

@@ -2,6 +2,10 @@
 
 pub const TEXTS: &[&str] = &[
     "",
+    // A value in a trie looked like a child.
+    "uc",
+    "uC",
+    "\u{fc}c",
     " ",
     "\u{a0}",
     "\u{301}",
