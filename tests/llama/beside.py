@@ -8,7 +8,8 @@
 `text` packs the file with `--quant keep`, continues every prompt in both, and reports where they part and how far apart
 llama.cpp's two best tokens were there (in nats): a near tie may fall either way, anything else is a failure. `kit` exports the
 merged model of each case as float and compares llama.cpp's continuation with the one that transformers recorded, under the
-same rule. Exits with 1 when anything parts at a clear choice.
+same rule. Exits with 1 when anything parts at a clear choice. The kit's models are untrained and full of tokens inside of
+characters, which the server leaves out of its answer: a failure right after such tokens may be the server's.
 """
 import argparse, json, os, subprocess, sys, tempfile
 
@@ -121,6 +122,10 @@ def kit(args):
                     if not recorded:
                         continue
                     theirs, margins = llama.greedy(result["input_ids"], len(recorded["ids"]))
+                    if not theirs:
+                        failures += 1
+                        words.append(f"{result['id']}: llama.cpp ends at once FAILED")
+                        continue
                     n, margin = parting(recorded["ids"], theirs, margins, lpk)
                     tokens += n
                     if margin is not None and margin >= NEAR:
