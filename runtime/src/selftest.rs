@@ -11,7 +11,7 @@ use crate::format::{EntryKind, NONE};
 use crate::kernels::KvType;
 use crate::model::Model;
 use crate::program::{AdapterNeeds, SessionConfig};
-use crate::session::{Segment, Session, Step};
+use crate::session::{Observer, Segment, Session, Step};
 
 /// Metadata key of the golden result.
 pub const KEY: &str = "selftest";
@@ -131,24 +131,39 @@ pub fn config(model: &Model<'_>, kv: KvType, tokens: u32, chunk: u32) -> Session
 /// # Errors
 /// As [`Session::run`].
 pub fn digest(session: &mut Session<'_>, ids: &[u32]) -> Result<u64> {
+    digest_observed(session, ids, &mut |_, _| {})
+}
+
+/// [`digest`], with an observer of every op.
+///
+/// # Errors
+/// As [`Session::run`].
+pub fn digest_observed(session: &mut Session<'_>, ids: &[u32], observer: Observer<'_>) -> Result<u64> {
     let model = *session.model();
     let mut sum = Fnv::new();
     if model.entry(EntryKind::Encode).is_ok() {
-        digest_entry(session, EntryKind::Encode, ids, ids.len(), &mut sum)?;
+        digest_entry(session, EntryKind::Encode, ids, ids.len(), observer, &mut sum)?;
         if model.entry(EntryKind::Decode).is_err() {
             return Ok(sum.0);
         }
         let start = model.file.info.decoder_start;
         let start = [if start == NONE { 0 } else { start }];
-        digest_entry(session, EntryKind::Decode, &start, 1, &mut sum)?;
+        digest_entry(session, EntryKind::Decode, &start, 1, observer, &mut sum)?;
         return Ok(sum.0);
     }
     let chunk = session.config().tokens as usize;
-    digest_entry(session, EntryKind::Decode, ids, chunk, &mut sum)?;
+    digest_entry(session, EntryKind::Decode, ids, chunk, observer, &mut sum)?;
     Ok(sum.0)
 }
 
-fn digest_entry(session: &mut Session<'_>, entry: EntryKind, ids: &[u32], chunk: usize, sum: &mut Fnv) -> Result<()> {
+fn digest_entry(
+    session: &mut Session<'_>,
+    entry: EntryKind,
+    ids: &[u32],
+    chunk: usize,
+    observer: Observer<'_>,
+    sum: &mut Fnv,
+) -> Result<()> {
     let model = *session.model();
     let record = model.entry(entry)?;
     let outputs = model.outputs(record);
@@ -156,7 +171,8 @@ fn digest_entry(session: &mut Session<'_>, entry: EntryKind, ids: &[u32], chunk:
     for tokens in ids.chunks(chunk.max(1)) {
         let len = tokens.len() as u32;
         let segments = [Segment { sequence: 0, past, len }];
-        session.run(entry, &Step { tokens, token_types: &[], segments: &segments, outputs: &[len - 1] })?;
+        let step = Step { tokens, token_types: &[], segments: &segments, outputs: &[len - 1] };
+        session.run_observed(entry, &step, observer)?;
         past += len;
         // Row by row over all outputs: the same order however the tokens are cut into steps.
         for row in 0..tokens.len() {

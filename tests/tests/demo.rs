@@ -32,3 +32,30 @@ fn quantized_packs_keep_the_ability() {
         assert!(sum.right >= 96, "{quant}: {}", sum.differences.join("\n"));
     }
 }
+
+/// Every pack holds the result of a run, and a device that computes another says so.
+#[test]
+fn packs_hold_a_golden_result_that_selftest_checks() {
+    let demo = data::workspace().join("models/demo");
+    let desk = Desk::new(&demo).expect("a temporary folder");
+    for quant in ["f32", "q8", "q4"] {
+        let options = ["--quant".to_owned(), quant.to_owned()];
+        let lpk = pack(&desk, &demo.join("tiny-base"), Some(&demo.join("tiny-home-control")), &options)
+            .unwrap_or_else(|miss| panic!("{quant}: {miss:?}"));
+        let seen =
+            desk.json_object(&desk.run("selftest", &lpk).arg("--json")).unwrap_or_else(|miss| panic!("{miss:?}"));
+        assert_eq!(seen["ok"], true, "{quant}: {seen}");
+        assert!(seen["runs"].as_array().is_some_and(|runs| runs.len() > 1), "{quant}: {seen}");
+
+        // One digit of the digest changed: the file is sound, the result is another's.
+        let mut bytes = std::fs::read(&lpk).expect("the pack");
+        let digest = seen["digest"].as_str().expect("a digest").as_bytes();
+        let at = bytes.windows(16).position(|w| w == digest).expect("the digest stands in the file");
+        bytes[at] = if bytes[at] == b'0' { b'1' } else { b'0' };
+        let other = desk.path("other.lpk");
+        std::fs::write(&other, bytes).expect("a copy");
+        let done = desk.run("selftest", &other).run().expect("lora-run starts");
+        assert_eq!(done.code, Some(1), "{quant}: {}", done.stderr);
+        assert!(done.stderr.contains("do not give the packer's result"), "{quant}: {}", done.stderr);
+    }
+}

@@ -15,6 +15,7 @@ use lora_runtime::format::{
     EntryRecord, FileKind, Info, NONE, OutputRecord, SlotKind, SlotRecord, StrRef, Task, TensorKind, TensorRecord,
 };
 use lora_runtime::kernels::{KvType, pack_float_panel};
+use lora_runtime::selftest::KEY as GOLDEN;
 use lora_runtime::weights::{PANEL_ROWS, WeightFormat};
 use rayon::prelude::*;
 use serde_json::Value;
@@ -23,6 +24,7 @@ use crate::calibrate::auto::{self, Budget};
 use crate::calibrate::compare::{Distance, Side, compare};
 use crate::calibrate::{self, Calibrated, Effort, Job, Ready, Summary, Twin, own};
 use crate::compile::tokenizer::compile_tokenizer;
+use crate::golden;
 use crate::keep;
 use crate::merge::{Merged, TaskType};
 use crate::quantize::{Q4_TABLE, Unrepresentable, quantize_rows};
@@ -395,6 +397,9 @@ impl Writing<'_, '_> {
         let labels: Vec<StrRef> = labels.iter().map(|l| strings.add(l)).collect();
         let info = info(base, merged, lowered, &mut strings);
         meta.insert("format.blocks".into(), options.format.name().into());
+        let kv = KvType::from_u16(info.kv_type as u16).unwrap_or(KvType::F32);
+        let positions = lowered.entries.iter().map(|e| e.max_positions).min().unwrap_or(0);
+        meta.insert(GOLDEN.into(), golden::pending(kv, lowered.vocab, positions)?.to_string());
         let special = merged.tokenizer().special_tokens();
         if !special.is_empty() {
             meta.insert("tokenizer.special_tokens".into(), serde_json::to_string(&special)?);

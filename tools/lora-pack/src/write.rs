@@ -15,6 +15,7 @@ use lora_runtime::format::{
     OutputRecord, PatchRecord, SECTION_ALIGN, SectionId, SectionRecord, SlotRecord, StrRef, TensorRecord, VERSION,
     WEIGHTS_ALIGN,
 };
+use lora_runtime::selftest::KEY as GOLDEN;
 use lora_runtime::weights::LINE;
 use sha2::{Digest, Sha256};
 
@@ -150,13 +151,15 @@ impl LpkWriter {
         Ok(())
     }
 
-    /// Writes the tables and the header, syncs, and renames into place. Gives the file's length and content hash.
+    /// Writes the tables and the header, syncs, and renames into place. A golden result among the metadata is computed
+    /// here, by running the file. Gives the file's length and content hash.
     ///
     /// # Errors
     /// Writing fails; nothing appears under the target's name then.
     pub fn finish(mut self, mut t: Tables) -> Result<(u64, [u8; 32])> {
         let meta: Vec<MetaRecord> =
             t.meta.iter().map(|(k, v)| MetaRecord { key: t.strings.add(k), value: t.strings.add(v) }).collect();
+        let golden = t.meta.get(GOLDEN).map(|text| t.strings.add(text).offset);
         let mut sections = vec![SectionRecord {
             id: SectionId::Weights as u32,
             record_size: 1,
@@ -216,6 +219,12 @@ impl LpkWriter {
         self.out.write_all(&vec![0; gap])?;
         let mut file = self.out.into_inner().context("cannot write the file")?;
         if !self.scratch {
+            if let Some(offset) = golden {
+                // The strings are the last section; the text keeps its length.
+                let text = crate::golden::compute(file.path()).context("running the packed model")?.to_string();
+                file.seek(SeekFrom::Start(at - t.strings.text.len() as u64 + u64::from(offset)))?;
+                file.write_all(text.as_bytes())?;
+            }
             header.hash = hash_of(file.as_file_mut())?;
             file.seek(SeekFrom::Start(0))?;
             file.write_all(bytemuck::bytes_of(&header))?;

@@ -24,8 +24,7 @@ mod zip;
 pub use adapter::AdapterFiles;
 pub use dtype::Dtype;
 pub use error::{SourceError, quote};
-#[cfg(feature = "hub")]
-use map::MappedFile;
+pub use map::MappedFile;
 pub use model::BaseModel;
 pub use tensors::{TensorIndex, TensorView};
 pub use tokenizer::TokenizerFiles;
