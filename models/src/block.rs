@@ -4,10 +4,11 @@ use lora_runtime::format::{CacheKind, NONE, Operand};
 use lora_runtime::program::{BiasKind, Op};
 
 use crate::error::ModelError;
+use crate::experts;
 use crate::graph::{Epilogue, Graph, Projection};
 use crate::layer::{Attention, FusedOrder, Layer, Mlp, MlpKind, Norms, Qkv};
-use crate::spec::{Role, RowMap};
-use crate::stack::{Bias, Context};
+use crate::spec::{Product, Role, RowMap};
+use crate::stack::{Bias, Context, Disentangled};
 
 /// The heads' columns in a query, key and value projection.
 #[derive(Clone, Copy)]
@@ -85,11 +86,42 @@ impl Attention {
     }
 }
 
+impl Mlp {
+    /// The matrices that read the input, and the name of all of them together.
+    pub(crate) fn first_matrices(&self, path: &str, transpose: bool) -> (String, Vec<Projection>) {
+        let projection = |name: &str, role, part| Projection {
+            module: format!("{path}.{name}"),
+            rows: self.inner,
+            part,
+            bias: Some(self.bias),
+            transpose,
+            role,
+        };
+        match self.kind {
+            MlpKind::Plain { up, .. } => {
+                let up = projection(up, Role::Up, None);
+                (up.module.clone(), vec![up])
+            }
+            MlpKind::Gated { gate, up, .. } => {
+                let parent = gate.rsplit_once('.').map_or(String::new(), |(parent, _)| format!(".{parent}"));
+                let list = vec![projection(gate, Role::Gate, None), projection(up, Role::Up, None)];
+                (format!("{path}{parent}.gate_up"), list)
+            }
+            MlpKind::GatedFused { gate_up, .. } => {
+                let half = |first| Some(RowMap::range(first, self.inner));
+                let list =
+                    vec![projection(gate_up, Role::Gate, half(0)), projection(gate_up, Role::Up, half(self.inner))];
+                (format!("{path}.{gate_up}"), list)
+            }
+        }
+    }
+}
+
 /// Lowers a layer over the residual stream `cx.x`.
 ///
 /// # Errors
 /// Missing or misshapen tensors.
-pub fn layer(g: &mut Graph<'_>, cx: &Context, layer: &Layer) -> Result<(), ModelError> {
+pub fn layer(g: &mut Graph<'_>, cx: &Context<'_>, layer: &Layer) -> Result<(), ModelError> {
     if layer.parallel {
         // Both inputs are taken before either output is added.
         let input = normed(g, cx, layer, layer.attention.norms)?;
@@ -109,7 +141,7 @@ pub fn layer(g: &mut Graph<'_>, cx: &Context, layer: &Layer) -> Result<(), Model
 }
 
 /// The input of a sublayer: the residual stream, normed where the sublayer wants it so.
-fn normed(g: &mut Graph<'_>, cx: &Context, layer: &Layer, norms: Norms) -> Result<Operand, ModelError> {
+fn normed(g: &mut Graph<'_>, cx: &Context<'_>, layer: &Layer, norms: Norms) -> Result<Operand, ModelError> {
     let Some(name) = norms.input else { return Ok(cx.x) };
     let h = g.token_value(cx.hidden)?;
     g.norm(cx.x, h, &format!("{}.{name}", layer.path), cx.hidden, 1, cx.norm)?;
@@ -119,7 +151,7 @@ fn normed(g: &mut Graph<'_>, cx: &Context, layer: &Layer, norms: Norms) -> Resul
 /// Adds a sublayer's last projection to the residual stream, with the norms that follow it.
 pub(crate) fn add_to_stream(
     g: &mut Graph<'_>,
-    cx: &Context,
+    cx: &Context<'_>,
     layer: &Layer,
     norms: Norms,
     (input, cols): (Operand, usize),
@@ -137,7 +169,7 @@ pub(crate) fn add_to_stream(
 /// Adds a value to the residual stream, with the norms that precede and follow the sum.
 pub(crate) fn add_value(
     g: &mut Graph<'_>,
-    cx: &Context,
+    cx: &Context<'_>,
     layer: &Layer,
     norms: Norms,
     y: Operand,
@@ -149,14 +181,14 @@ pub(crate) fn add_value(
     sum_norm(g, cx, layer, norms)
 }
 
-fn sum_norm(g: &mut Graph<'_>, cx: &Context, layer: &Layer, norms: Norms) -> Result<(), ModelError> {
+fn sum_norm(g: &mut Graph<'_>, cx: &Context<'_>, layer: &Layer, norms: Norms) -> Result<(), ModelError> {
     match norms.sum {
         Some(name) => g.norm(cx.x, cx.x, &format!("{}.{name}", layer.path), cx.hidden, 1, cx.norm),
         None => Ok(()),
     }
 }
 
-fn self_attention(g: &mut Graph<'_>, cx: &Context, layer: &Layer, input: Operand) -> Result<(), ModelError> {
+fn self_attention(g: &mut Graph<'_>, cx: &Context<'_>, layer: &Layer, input: Operand) -> Result<(), ModelError> {
     let a = &layer.attention;
     let list = [Part::Query, Part::Key, Part::Value].map(|part| a.projection(layer, part));
     let q = g.project(&a.fused_name(layer), input, cx.hidden, &list, Epilogue::default())?;
@@ -168,11 +200,78 @@ fn self_attention(g: &mut Graph<'_>, cx: &Context, layer: &Layer, input: Operand
         None => g.cache(CacheKind::Context, a.kv_heads, a.head_dim, a.head_dim)?,
     };
     g.push(Op::KvStore { k, v, cache });
-    attend(g, cx, layer, a, q, cache, cx.bias)
+    let rows = match &cx.disentangled {
+        Some((d, prefix)) => distance_rows(g, cx, layer, (d, prefix), q, k)?,
+        None => Rows::NONE,
+    };
+    attend(g, cx, layer, a, q, cache, cx.bias, rows)
+}
+
+/// Biases that tokens bring along, by distance.
+#[derive(Clone, Copy)]
+struct Rows {
+    at: Operand,
+    entries: u32,
+}
+
+impl Rows {
+    const NONE: Self = Self { at: Operand::NONE, entries: 0 };
+}
+
+/// Queries and keys times the projected vectors of all distances. The vectors are the model's own, so their projections
+/// are computed while packing; what is left is a matrix for every head.
+fn distance_rows(
+    g: &mut Graph<'_>,
+    cx: &Context<'_>,
+    layer: &Layer,
+    (d, prefix): (&Disentangled, &str),
+    q: Operand,
+    k: Operand,
+) -> Result<Rows, ModelError> {
+    let a = &layer.attention;
+    let table = format!("{prefix}{}.weight", d.table);
+    g.expect(&table, &[d.rows, cx.hidden], "position_buckets, hidden_size")?;
+    let norm = d.norm.map(|n| (format!("{prefix}{n}.weight"), format!("{prefix}{n}.bias"), cx.norm.eps));
+    let out = g.token_value(2 * a.heads * d.rows)?;
+    for (side, (x, by)) in [(q, d.key), (k, d.query)].into_iter().enumerate() {
+        let module = format!("{}.{by}", layer.path);
+        g.expect(&format!("{module}.weight"), &[a.q_width(), cx.hidden], "hidden_size")?;
+        g.expect(&format!("{module}.bias"), &[a.q_width()], "hidden_size")?;
+        for head in 0..a.heads {
+            let source = Product {
+                table: table.clone(),
+                norm: norm.clone(),
+                matrix: format!("{module}.weight"),
+                bias: format!("{module}.bias"),
+                outputs: (head * a.head_dim, a.head_dim),
+                factor: a.scale as f32,
+            };
+            let name = format!("{module}.distances.{head}");
+            let weight = g.product(&name, d.rows, source)?;
+            g.push(Op::Linear {
+                a: Graph::columns(x, head * a.head_dim),
+                out: Graph::columns(out, (side * a.heads + head) * d.rows),
+                residual: Operand::NONE,
+                weight,
+                bias: NONE,
+                act: lora_runtime::kernels::Act::None,
+                scale: 1.0,
+                width: d.rows as u32,
+                slot: NONE,
+            });
+        }
+    }
+    Ok(Rows { at: out, entries: d.rows as u32 })
 }
 
 /// Norms of queries and keys, then rotation.
-fn norm_and_rotate(g: &mut Graph<'_>, cx: &Context, layer: &Layer, q: Operand, k: Operand) -> Result<(), ModelError> {
+fn norm_and_rotate(
+    g: &mut Graph<'_>,
+    cx: &Context<'_>,
+    layer: &Layer,
+    q: Operand,
+    k: Operand,
+) -> Result<(), ModelError> {
     let a = &layer.attention;
     if let Some(n) = a.qk_norm {
         for (at, name, heads) in [(q, n.q, a.heads), (k, n.k, a.kv_heads)] {
@@ -197,7 +296,7 @@ fn norm_and_rotate(g: &mut Graph<'_>, cx: &Context, layer: &Layer, q: Operand, k
 
 fn cross_attention(
     g: &mut Graph<'_>,
-    cx: &Context,
+    cx: &Context<'_>,
     layer: &Layer,
     a: &Attention,
     input: Operand,
@@ -206,7 +305,8 @@ fn cross_attention(
     let name = query.module.clone();
     let q = g.project(&name, input, cx.hidden, &[query], Epilogue::default())?;
     let index = g.layer.map_or(0, |l| l.0);
-    attend(g, cx, layer, a, q, cx.source_caches[index], Bias { kind: BiasKind::None, tensor: NONE })
+    let bias = Bias { kind: BiasKind::None, tensor: NONE };
+    attend(g, cx, layer, a, q, cx.source_caches[index], bias, Rows::NONE)
 }
 
 /// Keys and values of an encoder's output `source` for the cross attention of `layer`, stored in a cache of their own.
@@ -228,14 +328,16 @@ pub fn store_source(
     Ok(cache)
 }
 
+#[allow(clippy::too_many_arguments, reason = "what differs between attention over the sequence and over an encoder")]
 fn attend(
     g: &mut Graph<'_>,
-    cx: &Context,
+    cx: &Context<'_>,
     layer: &Layer,
     a: &Attention,
     q: Operand,
     cache: u32,
     bias: Bias,
+    rows: Rows,
 ) -> Result<(), ModelError> {
     let out = g.token_value(a.q_width())?;
     g.push(Op::Attention {
@@ -249,6 +351,8 @@ fn attend(
         causal: a.causal,
         bias_kind: bias.kind,
         bias: bias.tensor,
+        rows: rows.at,
+        entries: rows.entries,
     });
     let projection = Projection {
         transpose: layer.transpose,
@@ -257,10 +361,13 @@ fn attend(
     add_to_stream(g, cx, layer, a.norms, (out, a.q_width()), projection)
 }
 
-fn mlp(g: &mut Graph<'_>, cx: &Context, layer: &Layer, input: Operand) -> Result<(), ModelError> {
+fn mlp(g: &mut Graph<'_>, cx: &Context<'_>, layer: &Layer, input: Operand) -> Result<(), ModelError> {
     let m = &layer.mlp;
+    if let Some(e) = &m.experts {
+        return experts::mixture(g, cx, layer, e, input);
+    }
     let h = inner(g, cx, &layer.path, m, layer.transpose, input)?;
-    let (MlpKind::Plain { down, .. } | MlpKind::Gated { down, .. } | MlpKind::GatedFused { down, .. }) = m.kind;
+    let down = m.kind.down();
     let projection = Projection {
         transpose: layer.transpose,
         ..Projection::new(format!("{}.{down}", layer.path), cx.hidden, Role::Down).bias(m.bias)
@@ -271,38 +378,16 @@ fn mlp(g: &mut Graph<'_>, cx: &Context, layer: &Layer, input: Operand) -> Result
 /// The inner activations of a dense MLP.
 pub(crate) fn inner(
     g: &mut Graph<'_>,
-    cx: &Context,
+    cx: &Context<'_>,
     path: &str,
     m: &Mlp,
     transpose: bool,
     input: Operand,
 ) -> Result<Operand, ModelError> {
-    let projection = |name: &str, role, part| Projection {
-        module: format!("{path}.{name}"),
-        rows: m.inner,
-        part,
-        bias: Some(m.bias),
-        transpose,
-        role,
-    };
-    let (name, list) = match m.kind {
-        MlpKind::Plain { up, .. } => {
-            let up = projection(up, Role::Up, None);
-            let name = up.module.clone();
-            return g.project(&name, input, cx.hidden, &[up], Epilogue { act: m.act, scale: 1.0 });
-        }
-        MlpKind::Gated { gate, up, .. } => {
-            let parent = gate.rsplit_once('.').map_or(String::new(), |(parent, _)| format!(".{parent}"));
-            (format!("{path}{parent}.gate_up"), [projection(gate, Role::Gate, None), projection(up, Role::Up, None)])
-        }
-        MlpKind::GatedFused { gate_up, .. } => (
-            format!("{path}.{gate_up}"),
-            [
-                projection(gate_up, Role::Gate, Some(RowMap::range(0, m.inner))),
-                projection(gate_up, Role::Up, Some(RowMap::range(m.inner, m.inner))),
-            ],
-        ),
-    };
+    let (name, list) = m.first_matrices(path, transpose);
+    if let MlpKind::Plain { .. } = m.kind {
+        return g.project(&name, input, cx.hidden, &list, Epilogue { act: m.act, scale: 1.0 });
+    }
     let gate = g.project(&name, input, cx.hidden, &list, Epilogue::default())?;
     let out = g.token_value(m.inner)?;
     g.push(Op::Gated { gate, up: Graph::columns(gate, m.inner), out, width: m.inner as u32, act: m.act });

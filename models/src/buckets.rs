@@ -27,9 +27,50 @@ pub fn by_distance(buckets: usize, max_distance: usize, both_ways: bool) -> Opti
     Some(before.chain(after).collect())
 }
 
+/// DeBERTa's rows of relative positions (He et al. 2021): one per distance up to half of the buckets on either side, then by
+/// the logarithm. The row of every distance `d` from `−(positions − 1)` to `positions − 1`, key position minus query position.
+/// Without `buckets`, one per distance up to `max_distance`.
+///
+/// `None` where the sizes leave no room for the ranges.
+#[must_use]
+pub fn disentangled(buckets: usize, max_distance: usize, positions: usize) -> Option<Vec<usize>> {
+    let span = if buckets > 0 { buckets } else { max_distance } as i64;
+    let mid = (buckets / 2) as i64;
+    if span == 0 || positions == 0 || (buckets > 0 && (mid == 0 || max_distance as i64 - 1 <= mid)) {
+        return None;
+    }
+    let bucket = |distance: i64| {
+        let far = distance.abs();
+        if buckets == 0 || far <= mid {
+            return distance;
+        }
+        // Rounded as the framework rounds: binary32 throughout.
+        let scale = ((max_distance - 1) as f32 / mid as f32).ln();
+        let step = ((far as f32 / mid as f32).ln() / scale * (mid - 1) as f32).ceil() as i64;
+        (step + mid) * distance.signum()
+    };
+    let last = positions as i64 - 1;
+    // The framework counts from the key to the query.
+    Some((-last..=last).map(|d| (bucket(-d) + span).clamp(0, 2 * span - 1) as usize).collect())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::by_distance;
+    use super::{by_distance, disentangled};
+
+    #[test]
+    fn disentangled_rows() {
+        // 8 buckets: distances to 4 are exact, then three steps of the logarithm up to 15.
+        let rows = disentangled(8, 16, 16).unwrap();
+        assert_eq!(rows.len(), 31);
+        assert_eq!(rows[15], 8);
+        // Keys before the query: a positive distance from key to query.
+        assert_eq!(rows[11..15], [12, 11, 10, 9]);
+        assert_eq!([rows[10], rows[8], rows[7], rows[4], rows[0]], [13, 14, 14, 15, 15]);
+        assert_eq!([rows[16], rows[19], rows[20], rows[30]], [7, 4, 3, 1]);
+        assert_eq!(disentangled(0, 3, 6).unwrap(), [5, 5, 5, 5, 4, 3, 2, 1, 0, 0, 0]);
+        assert!(disentangled(8, 4, 16).is_none());
+    }
 
     #[test]
     fn both_ways() {

@@ -52,7 +52,7 @@ pub fn llama_attention(norms: Norms, heads: (usize, usize)) -> Attention {
 #[must_use]
 pub const fn llama_mlp(norms: Norms, inner: usize, act: lora_runtime::kernels::Act) -> Mlp {
     let kind = MlpKind::Gated { gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj" };
-    Mlp { norms, kind, inner, act, bias: false }
+    Mlp { norms, kind, inner, act, bias: false, experts: None }
 }
 
 impl Decoder {

@@ -15,8 +15,11 @@ use lora_runtime::program::{NormKind, Op, SelectRows};
 use lora_runtime::weights::WeightFormat;
 
 use crate::error::ModelError;
+use crate::experts::{Choice, ExpertSum};
 use crate::policy::Policy;
-use crate::spec::{EntrySpec, HeadSpec, OutputSpec, Part, Role, RowMap, SlotSpec, Source, Storage, TensorSpec};
+use crate::spec::{
+    EntrySpec, HeadSpec, OutputSpec, Part, Product, Role, RowMap, SlotSpec, Source, Storage, TensorSpec,
+};
 
 /// The checkpoint as the lowering sees it: names and shapes after merging.
 pub trait Checkpoint {
@@ -84,6 +87,8 @@ pub struct NormSpec {
     pub eps: f32,
     /// Added to the stored weight (1 for Gemma).
     pub add: f32,
+    /// Whether the norms have weights (and biases) at all.
+    pub weights: bool,
 }
 
 /// The graph under construction.
@@ -334,6 +339,23 @@ impl<'c> Graph<'c> {
             parts: vec![Part { source, rows, add: 0.0, module: String::new() }],
             role: None,
             layer: None,
+        })
+    }
+
+    /// The projection of a table that no input changes, as a matrix of `rows` outputs (see [`Source::Product`]).
+    ///
+    /// # Errors
+    /// Too many tensors.
+    pub fn product(&mut self, name: &str, rows: usize, product: Product) -> Result<u32, ModelError> {
+        let role = Role::SmallEmbedding;
+        self.tensor(TensorSpec {
+            name: name.into(),
+            storage: Storage::Panels(self.policy.stored(self.policy.format(role, None))),
+            rows,
+            cols: product.outputs.1,
+            parts: vec![Part { source: Source::Product(Box::new(product)), rows, add: 0.0, module: String::new() }],
+            role: Some(role),
+            layer: self.layer.map(|l| l.0),
         })
     }
 
@@ -656,6 +678,48 @@ impl<'c> Graph<'c> {
         Ok((weight, bias))
     }
 
+    /// A matrix per expert, one after the other in the tensor table; gives the first. All have the format of the first.
+    ///
+    /// # Errors
+    /// Missing tensors, other shapes.
+    pub fn expert_matrices(&mut self, cols: usize, experts: &[(String, Vec<Projection>)]) -> Result<u32, ModelError> {
+        let first = self.tensors.len();
+        for (i, (name, list)) in experts.iter().enumerate() {
+            let format = self.policy.stored(self.policy.format(list[0].role, self.layer));
+            let (id, _) = self.fuse(name, cols, list, format)?;
+            debug_assert_eq!(id as usize, first + i, "layers with experts share no weights");
+        }
+        u32::try_from(first).map_err(|_| ModelError::TooLarge("tensors"))
+    }
+
+    /// The linear of each row's own expert (see [`Op::ExpertLinear`]).
+    ///
+    /// # Errors
+    /// Too many buffers.
+    pub fn expert_linear(
+        &mut self,
+        x: Operand,
+        out: Operand,
+        weight: u32,
+        choice: Choice,
+        sum: ExpertSum,
+    ) -> Result<(), ModelError> {
+        let (rows, cols) = (self.tensors[weight as usize].rows, self.tensors[weight as usize].cols);
+        let a = self.linear_input(x, cols, self.format_of(weight))?;
+        self.push(Op::ExpertLinear {
+            a,
+            route: choice.route,
+            out,
+            weight,
+            experts: choice.experts as u32,
+            slot: choice.slot as u32,
+            weighted: sum.weighted,
+            add: sum.add,
+            width: rows as u32,
+        });
+        Ok(())
+    }
+
     /// Normalises `groups` runs of `width`, in place when `out == x`.
     ///
     /// # Errors
@@ -669,6 +733,11 @@ impl<'c> Graph<'c> {
         groups: usize,
         spec: NormSpec,
     ) -> Result<(), ModelError> {
+        let (kind, eps, width32, groups) = (spec.kind, spec.eps, width as u32, groups as u32);
+        if !spec.weights {
+            self.push(Op::Norm { kind, a: x, out, width: width32, groups, eps, weight: NONE, bias: NONE });
+            return Ok(());
+        }
         let mut names = (format!("{module}.weight"), format!("{module}.bias"));
         if !self.has(&names.0) && self.has(&format!("{module}.gamma")) {
             names = (format!("{module}.gamma"), format!("{module}.beta"));
@@ -679,16 +748,7 @@ impl<'c> Graph<'c> {
         } else {
             NONE
         };
-        self.push(Op::Norm {
-            kind: spec.kind,
-            a: x,
-            out,
-            width: width as u32,
-            groups: groups as u32,
-            eps: spec.eps,
-            weight,
-            bias,
-        });
+        self.push(Op::Norm { kind, a: x, out, width: width32, groups, eps, weight, bias });
         Ok(())
     }
 

@@ -281,11 +281,11 @@ pub fn encoder_head(
 /// An RMS norm.
 #[must_use]
 pub const fn rms(eps: f32) -> NormSpec {
-    NormSpec { kind: NormKind::Rms, eps, add: 0.0 }
+    NormSpec { kind: NormKind::Rms, eps, add: 0.0, weights: true }
 }
 
 /// A layer norm.
 #[must_use]
 pub const fn layer_norm(eps: f32) -> NormSpec {
-    NormSpec { kind: NormKind::Layer, eps, add: 0.0 }
+    NormSpec { kind: NormKind::Layer, eps, add: 0.0, weights: true }
 }

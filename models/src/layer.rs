@@ -163,6 +163,43 @@ pub enum MlpKind {
     },
 }
 
+impl MlpKind {
+    /// The second matrix.
+    #[must_use]
+    pub const fn down(&self) -> &'static str {
+        let (Self::Plain { down, .. } | Self::Gated { down, .. } | Self::GatedFused { down, .. }) = self;
+        down
+    }
+}
+
+/// A mixture of experts in place of an MLP: [`Mlp::kind`] and [`Mlp::inner`] describe each of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Experts {
+    /// Their container: expert `e` is `module.e`.
+    pub module: &'static str,
+    /// The matrix that gives their scores.
+    pub router: &'static str,
+    /// How many there are.
+    pub count: usize,
+    /// How many a token takes.
+    pub chosen: usize,
+    /// The weights of those taken are divided by their sum.
+    pub normalize: bool,
+    /// One more, that every token takes.
+    pub shared: Option<SharedExpert>,
+}
+
+/// An expert that every token takes.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedExpert {
+    /// Its matrices.
+    pub kind: MlpKind,
+    /// Inner size.
+    pub inner: usize,
+    /// A row whose product with the input, through a sigmoid, is its weight.
+    pub gate: &'static str,
+}
+
 /// An MLP sublayer.
 #[derive(Clone, Copy, Debug)]
 pub struct Mlp {
@@ -176,6 +213,8 @@ pub struct Mlp {
     pub act: Act,
     /// Biases.
     pub bias: bool,
+    /// Many of these, of which a token takes a few.
+    pub experts: Option<Experts>,
 }
 
 /// A layer.

@@ -12,6 +12,7 @@ pub mod config;
 pub mod decoder;
 pub mod encoder;
 pub mod error;
+pub mod experts;
 pub mod graph;
 pub mod heads;
 pub mod layer;

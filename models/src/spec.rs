@@ -15,6 +15,8 @@ pub enum Role {
     Gate,
     Up,
     Down,
+    /// Scores of experts.
+    Router,
     /// Input embedding only looked up.
     Embedding,
     /// Input embedding that is the language-model head too.
@@ -72,10 +74,30 @@ pub enum Source {
         /// Index of every value.
         index: Vec<u32>,
     },
+    /// What a projection makes of the rows of a table that no input changes (DeBERTa's relative positions):
+    /// `factor · (W · norm(row) + b)`.
+    Product(Box<Product>),
     /// Numbers computed while lowering (rotary frequencies, slopes …).
     Values(Vec<f32>),
     /// Zeros (a missing bias in a fused tensor).
     Zeros,
+}
+
+/// A projection of a table, see [`Source::Product`].
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// Name of the table.
+    pub table: String,
+    /// Names of weight and bias of the layer norm that the rows go through, and its epsilon.
+    pub norm: Option<(String, String, f32)>,
+    /// Name of the matrix.
+    pub matrix: String,
+    /// Name of the bias.
+    pub bias: String,
+    /// Outputs: first row of the matrix, and how many.
+    pub outputs: (usize, usize),
+    /// Factor.
+    pub factor: f32,
 }
 
 /// A run of rows of a matrix, or of values of a vector (a checkpoint vector counts as rows of one value).

@@ -77,6 +77,25 @@ pub enum PositionBias {
         /// Bucket by distance.
         bucket_of: Vec<usize>,
     },
+    /// DeBERTa: a learned vector per bucket, through every layer's own projections, times the query and times the key.
+    Disentangled(Disentangled),
+}
+
+/// Positions that take part in attention as vectors (He et al. 2021, DeBERTa).
+#[derive(Clone, Debug)]
+pub struct Disentangled {
+    /// Module of the table.
+    pub table: &'static str,
+    /// Rows of the table.
+    pub rows: usize,
+    /// Module of the norm of its rows.
+    pub norm: Option<&'static str>,
+    /// The table's row by distance, as in [`PositionBias::Buckets`].
+    pub row_of: Vec<usize>,
+    /// Projection, in the layer, of what multiplies the queries.
+    pub key: &'static str,
+    /// Projection, in the layer, of what multiplies the keys.
+    pub query: &'static str,
 }
 
 /// A stack.
@@ -110,7 +129,7 @@ pub struct Bias {
 }
 
 /// What the layers of a stack share while it is lowered.
-pub struct Context {
+pub struct Context<'a> {
     /// The residual stream.
     pub(crate) x: Operand,
     pub(crate) hidden: usize,
@@ -118,6 +137,8 @@ pub struct Context {
     /// Rotary tables: value, pairs, whether pairs are neighbours.
     pub(crate) ropes: Vec<(Operand, usize, bool)>,
     pub(crate) bias: Bias,
+    /// Vectors of positions, under their prefix.
+    pub(crate) disentangled: Option<(&'a Disentangled, String)>,
     /// The cache that all layers use in turn, where keys and values are not kept.
     pub(crate) step_cache: Option<u32>,
     /// Caches of the encoder's keys and values, by layer.
@@ -167,7 +188,12 @@ impl Stack {
             true => Some(g.cache(CacheKind::Step, first.kv_heads, first.head_dim, first.head_dim)?),
             false => None,
         };
-        let cx = Context { x, hidden: self.hidden, norm: self.norm, ropes, bias, step_cache, source_caches };
+        let disentangled = match &self.bias {
+            PositionBias::Disentangled(d) => Some((d, prefix.to_owned())),
+            _ => None,
+        };
+        let (hidden, norm) = (self.hidden, self.norm);
+        let cx = Context { x, hidden, norm, ropes, bias, disentangled, step_cache, source_caches };
         let layers = self.layers_under(prefix);
         let shared = layers.windows(2).any(|l| l[0].path == l[1].path);
         for (i, layer) in layers.iter().enumerate() {
@@ -271,6 +297,10 @@ impl Stack {
     fn position_bias(&self, g: &mut Graph<'_>, prefix: &str) -> Result<Bias, ModelError> {
         Ok(match &self.bias {
             PositionBias::None => Bias { kind: BiasKind::None, tensor: NONE },
+            PositionBias::Disentangled(d) => {
+                let rows = d.row_of.iter().map(|r| *r as f32).collect();
+                Bias { kind: BiasKind::Rows, tensor: g.values("rows_by_distance", 1, rows)? }
+            }
             PositionBias::Alibi(slopes) => {
                 Bias { kind: BiasKind::Alibi, tensor: g.values("alibi.slopes", 1, slopes.clone())? }
             }

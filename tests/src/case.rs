@@ -26,11 +26,28 @@ pub enum Task {
     FeatureExtraction,
 }
 
+impl Task {
+    /// PEFT's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "CAUSAL_LM",
+            Self::Seq2seqLm => "SEQ_2_SEQ_LM",
+            Self::SeqCls => "SEQ_CLS",
+            Self::TokenCls => "TOKEN_CLS",
+            Self::QuestionAnswering => "QUESTION_ANS",
+            Self::FeatureExtraction => "FEATURE_EXTRACTION",
+        }
+    }
+}
+
 /// A case of the conformance kit.
 #[derive(Debug, Deserialize)]
 pub struct Case {
     /// Folder name.
     pub name: String,
+    /// `model_type`.
+    pub arch: String,
     /// What the model computes.
     pub task: Task,
     /// Where the base is.

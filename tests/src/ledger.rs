@@ -105,6 +105,9 @@ pub fn judge(title: &str, results: &Results) -> Result<Vec<String>> {
     if bless {
         let text = serde_json::to_string_pretty(&ledger)?;
         std::fs::write(path(), text + "\n").context("writing tests/coverage.json")?;
+        if let Some((path, page)) = crate::models::expected()? {
+            std::fs::write(path, page).context("writing docs/models.md")?;
+        }
     }
     crate::say(&format!("{title}: {passed} checks passed, {missing} not covered, {failed} failed"));
     Ok(wrong)

@@ -13,6 +13,7 @@
 //! | [`desk`] | a temporary folder, and how the programs' endings are read |
 //! | [`checks`] | what is asked of a case, one file per subject |
 //! | [`ledger`] | what passes and what is not covered, kept in `tests/coverage.json` |
+//! | [`models`] | `docs/models.md`, from the ledger |
 //! | [`real`] | trained models and adapters: accuracy over a test set |
 
 pub mod case;
@@ -20,6 +21,7 @@ pub mod checks;
 pub mod data;
 pub mod desk;
 pub mod ledger;
+pub mod models;
 pub mod process;
 pub mod real;
 pub mod score;

@@ -94,6 +94,7 @@ fn stack(c: Config<'_>, family: Family, tied: bool, decoder: bool) -> Result<Sta
                 inner,
                 act,
                 bias: true,
+                experts: None,
             },
         )
     };

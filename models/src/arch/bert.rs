@@ -94,7 +94,7 @@ fn family(
         let mut attention = Attention::causal(Norms::post(m.attention_norm), m.qkv, m.out, sizes).biases(true);
         attention.causal = false;
         let kind = MlpKind::Plain { up: m.up, down: m.down };
-        Layer::new(path(i), attention, Mlp { norms: Norms::post(m.norm), kind, inner, act, bias: true })
+        Layer::new(path(i), attention, Mlp { norms: Norms::post(m.norm), kind, inner, act, bias: true, experts: None })
     };
     Ok(Encoder {
         stack: Stack {
@@ -223,7 +223,8 @@ pub fn albert(c: Config<'_>) -> Result<Encoder, ModelError> {
     Ok(e)
 }
 
-/// `model_type: mpnet`: as RoBERTa without token types, with a bias by distance that all layers share.
+/// `model_type: mpnet`: as RoBERTa without token types, with a bias by distance that all layers share. Positions begin at
+/// row 2, whatever the padding index.
 ///
 /// # Errors
 /// As [`bert`].
@@ -234,8 +235,7 @@ pub fn mpnet(c: Config<'_>) -> Result<Encoder, ModelError> {
         attention_norm: "attention.LayerNorm",
         ..MODULES
     };
-    let offset = c.optional_u32("pad_token_id")?.unwrap_or(1) as usize + 1;
-    let mut e = family(c, &FIELDS, &modules, &["mpnet.", ""], numbered, offset)?;
+    let mut e = family(c, &FIELDS, &modules, &["mpnet.", ""], numbered, 2)?;
     let buckets = c.count_or("relative_attention_num_buckets", 1 << 12, 32)?;
     e.stack.bias = PositionBias::Buckets {
         module: "encoder.relative_attention_bias".into(),

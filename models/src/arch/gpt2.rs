@@ -1,4 +1,4 @@
-//! GPT-2 and OPT: learned positions, plain MLPs, biases everywhere.
+//! GPT-2, GPT-Neo and OPT: learned positions, plain MLPs, biases everywhere.
 
 use crate::config::Config;
 use crate::decoder::{Decoder, LmHead};
@@ -43,7 +43,7 @@ pub fn gpt2(c: Config<'_>) -> Result<Decoder, ModelError> {
             attention.scale /= (i + 1) as f64;
         }
         let kind = MlpKind::Plain { up: "mlp.c_fc", down: "mlp.c_proj" };
-        let mlp = Mlp { norms: Norms::pre("ln_2"), kind, inner, act, bias: true };
+        let mlp = Mlp { norms: Norms::pre("ln_2"), kind, inner, act, bias: true, experts: None };
         Layer { transpose: true, ..Layer::new(format!("h.{i}"), attention, mlp) }
     };
     Ok(Decoder {
@@ -56,6 +56,51 @@ pub fn gpt2(c: Config<'_>) -> Result<Decoder, ModelError> {
             },
             norm: heads::layer_norm(c.number_or("layer_norm_epsilon", 1e-5)? as f32),
             layers: (0..c.count("n_layer", 4096)?).map(layer).collect(),
+            final_norm: Some("ln_f"),
+            ropes: Vec::new(),
+            bias: PositionBias::None,
+            max_positions: positions,
+        },
+        head: LmHead::new(c.flag_or("tie_word_embeddings", true)?),
+    })
+}
+
+/// `model_type: gpt_neo`: unscaled scores, a window on the layers that are called local.
+///
+/// # Errors
+/// As [`gpt2`].
+pub fn gpt_neo(c: Config<'_>) -> Result<Decoder, ModelError> {
+    let hidden = c.count("hidden_size", 1 << 20)?;
+    let heads = c.count("num_heads", 1 << 16)?;
+    let layers = c.count("num_layers", 4096)?;
+    let positions = c.count("max_position_embeddings", 1 << 24)?;
+    let inner = c.count_or("intermediate_size", 1 << 22, 4 * hidden)?;
+    let act = activation(c, "activation_function", "gelu_new")?;
+    let window = c.count_or("window_size", 1 << 24, 256)?;
+    let kinds = c.texts("attention_layers")?;
+    if kinds.len() != layers || kinds.iter().any(|k| !matches!(*k, "global" | "local")) {
+        return Err(c.unsupported("attention_layers", "global or local for every layer"));
+    }
+    let qkv = Qkv::Separate { q: "attn.attention.q_proj", k: "attn.attention.k_proj", v: "attn.attention.v_proj" };
+    let sizes = (heads, head_dim(c, hidden, heads, "num_heads")?);
+    let layer = |i: usize| {
+        let mut attention = Attention::causal(Norms::pre("ln_1"), qkv, "attn.attention.out_proj", sizes);
+        (attention.scale, attention.out_bias) = (1.0, true);
+        attention.window = if kinds[i] == "local" { window } else { 0 };
+        let kind = MlpKind::Plain { up: "mlp.c_fc", down: "mlp.c_proj" };
+        let mlp = Mlp { norms: Norms::pre("ln_2"), kind, inner, act, bias: true, experts: None };
+        Layer::new(format!("h.{i}"), attention, mlp)
+    };
+    Ok(Decoder {
+        stack: Stack {
+            prefixes: &["transformer.", ""],
+            hidden,
+            embeddings: Embeddings {
+                positions: Positions::Learned { module: "wpe", rows: positions, offset: 0 },
+                ..Embeddings::words(&["wte"], c.count("vocab_size", 1 << 23)?, hidden)
+            },
+            norm: heads::layer_norm(c.number_or("layer_norm_epsilon", 1e-5)? as f32),
+            layers: (0..layers).map(layer).collect(),
             final_norm: Some("ln_f"),
             ropes: Vec::new(),
             bias: PositionBias::None,
@@ -93,7 +138,7 @@ pub fn opt(c: Config<'_>) -> Result<Decoder, ModelError> {
         let norm = norms("self_attn_layer_norm");
         let attention = Attention::causal(norm, qkv, "self_attn.out_proj", sizes).biases(bias);
         let kind = MlpKind::Plain { up: "fc1", down: "fc2" };
-        let mlp = Mlp { norms: norms("final_layer_norm"), kind, inner, act, bias };
+        let mlp = Mlp { norms: norms("final_layer_norm"), kind, inner, act, bias, experts: None };
         Layer::new(format!("layers.{i}"), attention, mlp)
     };
     let final_norm = before && !c.flag_or("_remove_final_layer_norm", false)?;

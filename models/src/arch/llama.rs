@@ -1,4 +1,4 @@
-//! Llama, and what differs from it in Mistral, Qwen2, Qwen3, Granite, SmolLM3, OLMo 2 and Phi-3.
+//! Llama, and what differs from it in Mistral, Qwen2, Qwen3, Granite, SmolLM3, OLMo 2, Phi-3 and GLM.
 
 use crate::config::Config;
 use crate::decoder::{Decoder, LmHead, llama_attention, llama_mlp};
@@ -87,6 +87,11 @@ pub(super) fn layer_types(c: Config<'_>, layers: usize) -> Result<Option<Vec<boo
     types.iter().map(slides).collect::<Result<_, _>>().map(Some)
 }
 
+/// Norms of queries and keys by the usual names.
+pub(super) const fn qk_norms(per_head: bool) -> QkNorm {
+    QkNorm { q: "self_attn.q_norm", k: "self_attn.k_norm", per_head }
+}
+
 /// `model_type: llama` (SmolLM2, TinyLlama, Llama 2 and 3 …).
 ///
 /// # Errors
@@ -132,7 +137,7 @@ pub fn qwen3(c: Config<'_>) -> Result<Decoder, ModelError> {
     let bias = c.flag_or("attention_bias", false)?;
     d.each_layer(|_, l| {
         l.attention = l.attention.biases(bias);
-        l.attention.qk_norm = Some(QkNorm { q: "self_attn.q_norm", k: "self_attn.k_norm", per_head: true });
+        l.attention.qk_norm = Some(qk_norms(true));
     });
     Ok(d)
 }
@@ -187,7 +192,38 @@ pub fn olmo2(c: Config<'_>) -> Result<Decoder, ModelError> {
         l.attention = l.attention.biases(bias);
         l.attention.norms = Norms { output: Some("post_attention_layernorm"), ..Norms::default() };
         l.mlp.norms = Norms { output: Some("post_feedforward_layernorm"), ..Norms::default() };
-        l.attention.qk_norm = Some(QkNorm { q: "self_attn.q_norm", k: "self_attn.k_norm", per_head: false });
+        l.attention.qk_norm = Some(qk_norms(false));
+    });
+    Ok(d)
+}
+
+/// `model_type: glm`: half of each head rotates, pairs of neighbours; one matrix for gate and up.
+///
+/// # Errors
+/// As [`llama`].
+pub fn glm(c: Config<'_>) -> Result<Decoder, ModelError> {
+    let mut d = common(c, "hidden_act")?;
+    let head_dim = d.stack.layers[0].attention.head_dim;
+    let mut table = rope(c, rotated(c, "partial_rotary_factor", head_dim, 0.5)?, d.stack.max_positions)?;
+    table.interleaved = true;
+    d.stack.ropes = vec![table];
+    let bias = c.flag_or("attention_bias", false)?;
+    d.each_layer(|_, l| {
+        l.attention.qkv_bias = bias;
+        l.mlp.kind = MlpKind::GatedFused { gate_up: "mlp.gate_up_proj", down: "mlp.down_proj" };
+    });
+    Ok(d)
+}
+
+/// `model_type: glm4`: more norms, on the sublayers' outputs.
+///
+/// # Errors
+/// As [`llama`].
+pub fn glm4(c: Config<'_>) -> Result<Decoder, ModelError> {
+    let mut d = glm(c)?;
+    d.each_layer(|_, l| {
+        l.attention.norms.output = Some("post_self_attn_layernorm");
+        l.mlp.norms.output = Some("post_mlp_layernorm");
     });
     Ok(d)
 }

@@ -40,7 +40,7 @@ pub fn modernbert(c: Config<'_>) -> Result<Encoder, ModelError> {
         attention.window = if local[i] { window } else { 0 };
         attention.rope = Some(usize::from(local[i]));
         let kind = MlpKind::GatedFused { gate_up: "mlp.Wi", down: "mlp.Wo" };
-        let mlp = Mlp { norms: Norms::pre("mlp_norm"), kind, inner, act, bias: mlp_bias };
+        let mlp = Mlp { norms: Norms::pre("mlp_norm"), kind, inner, act, bias: mlp_bias, experts: None };
         Layer::new(format!("layers.{i}"), attention, mlp)
     };
     let sizes = (head_dim, max_positions);

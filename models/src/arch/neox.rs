@@ -1,4 +1,4 @@
-//! GPT-NeoX (Pythia), BLOOM, Falcon and StarCoder2: layer norms, plain MLPs, mostly one interleaved matrix for q, k and v.
+//! GPT-NeoX (Pythia), BLOOM, Falcon, MPT and StarCoder2: layer norms, plain MLPs, mostly one matrix for q, k and v.
 
 use super::gpt2::head_dim;
 use super::llama::{common, set_windows};
@@ -37,7 +37,14 @@ pub fn gpt_neox(c: Config<'_>) -> Result<Decoder, ModelError> {
         let norm = Norms::pre("input_layernorm");
         let mut attention = Attention::causal(norm, qkv, "attention.dense", (heads, head_dim)).biases(bias);
         attention.rope = Some(0);
-        let mlp = Mlp { norms: Norms::pre("post_attention_layernorm"), kind: DENSE_4H, inner, act, bias: true };
+        let mlp = Mlp {
+            norms: Norms::pre("post_attention_layernorm"),
+            kind: DENSE_4H,
+            inner,
+            act,
+            bias: true,
+            experts: None,
+        };
         Layer { parallel, ..Layer::new(format!("layers.{i}"), attention, mlp) }
     };
     Ok(Decoder {
@@ -98,6 +105,7 @@ pub fn bloom(c: Config<'_>) -> Result<Decoder, ModelError> {
             inner: 4 * hidden,
             act: lora_runtime::kernels::Act::GeluTanh,
             bias: true,
+            experts: None,
         };
         Layer::new(format!("h.{i}"), attention, mlp)
     };
@@ -116,6 +124,67 @@ pub fn bloom(c: Config<'_>) -> Result<Decoder, ModelError> {
             bias: PositionBias::Alibi(alibi_slopes(heads)),
             // ALiBi has no end; this is the length that BLOOM was trained with.
             max_positions: c.count_or("seq_length", 1 << 24, 2048)?,
+        },
+        head: LmHead::new(c.flag_or("tie_word_embeddings", true)?),
+    })
+}
+
+/// MPT's slopes: a geometric sequence down to 2^−`max` for the power of two above the number of heads, every other one
+/// first where there are too many.
+fn mpt_slopes(heads: usize, max: f64) -> Vec<f32> {
+    let above = heads.next_power_of_two();
+    let slope = |i: usize| 2_f64.powf(-((i + 1) as f64 * max / above as f64)) as f32;
+    let all = (0..above).map(slope);
+    if above == heads {
+        return all.collect();
+    }
+    let all: Vec<f32> = all.collect();
+    all.iter().skip(1).step_by(2).chain(all.iter().step_by(2)).take(heads).copied().collect()
+}
+
+/// `model_type: mpt`: ALiBi, norms without biases.
+///
+/// # Errors
+/// As [`gpt_neox`].
+pub fn mpt(c: Config<'_>) -> Result<Decoder, ModelError> {
+    let hidden = c.count("d_model", 1 << 20)?;
+    let heads = c.count("n_heads", 1 << 16)?;
+    let head_dim = head_dim(c, hidden, heads, "n_heads")?;
+    let a = c.object("attn_config").ok_or(ModelError::ConfigMissing { field: "attn_config" })?;
+    for field in ["qk_ln", "prefix_lm", "attn_uses_sequence_id"] {
+        if a.flag_or(field, false)? {
+            return Err(a.unsupported(field, "attn_config with false"));
+        }
+    }
+    if !a.flag_or("alibi", true)? || a.get("clip_qkv").is_some() || !c.flag_or("no_bias", true)? {
+        return Err(c.unsupported("attn_config", "alibi, no clip_qkv, and no_bias"));
+    }
+    let scale = a.optional_number("softmax_scale")?;
+    let qkv = Qkv::Fused { module: "attn.Wqkv", order: FusedOrder::Blocks };
+    let layer = |i: usize| {
+        let mut attention = Attention::causal(Norms::pre("norm_1"), qkv, "attn.out_proj", (heads, head_dim));
+        attention.scale = scale.unwrap_or(attention.scale);
+        let mlp = Mlp {
+            norms: Norms::pre("norm_2"),
+            kind: MlpKind::Plain { up: "ffn.up_proj", down: "ffn.down_proj" },
+            inner: 4 * hidden,
+            act: lora_runtime::kernels::Act::Gelu,
+            bias: false,
+            experts: None,
+        };
+        Layer::new(format!("blocks.{i}"), attention, mlp)
+    };
+    Ok(Decoder {
+        stack: Stack {
+            prefixes: &["transformer.", ""],
+            hidden,
+            embeddings: Embeddings::words(&["wte"], c.count("vocab_size", 1 << 23)?, hidden),
+            norm: heads::layer_norm(c.number_or("layer_norm_epsilon", 1e-5)? as f32),
+            layers: (0..c.count("n_layers", 4096)?).map(layer).collect(),
+            final_norm: Some("norm_f"),
+            ropes: Vec::new(),
+            bias: PositionBias::Alibi(mpt_slopes(heads, a.number_or("alibi_bias_max", 8.0)?)),
+            max_positions: c.count_or("max_seq_len", 1 << 24, 2048)?,
         },
         head: LmHead::new(c.flag_or("tie_word_embeddings", true)?),
     })
@@ -158,7 +227,7 @@ pub fn falcon(c: Config<'_>) -> Result<Decoder, ModelError> {
         let norm = Norms::pre(attention_norm);
         let mut attention = Attention::causal(norm, qkv, "self_attention.dense", (heads, head_dim)).biases(bias);
         (attention.kv_heads, attention.rope) = (kv_heads, Some(0));
-        let mlp = Mlp { norms: Norms::pre(mlp_norm), kind: DENSE_4H, inner, act, bias };
+        let mlp = Mlp { norms: Norms::pre(mlp_norm), kind: DENSE_4H, inner, act, bias, experts: None };
         Layer { parallel, ..Layer::new(format!("h.{i}"), attention, mlp) }
     };
     Ok(Decoder {

@@ -114,7 +114,7 @@ fn stack(
         ..Layer::new(
             format!("{name}.block.{i}"),
             attention("layer.0.layer_norm", qkv, "layer.0.SelfAttention.o", decoder),
-            Mlp { norms: Norms::pre(mlp_norm), kind, inner, act, bias: false },
+            Mlp { norms: Norms::pre(mlp_norm), kind, inner, act, bias: false, experts: None },
         )
     };
     let buckets = c.count_or("relative_attention_num_buckets", 1 << 12, 32)?;

@@ -9,6 +9,7 @@
 //! s(j) = ((Σ over d = 0, 1, … of q[d]·k[j][d], from +0) · key scale(j)) · scale       (key scale: i8 only)
 //! s(j) = cap·tanh(s(j) / cap)                                                         where there is a soft cap
 //! s(j) = s(j) + slope·(j − i),  or  s(j) + by_distance[clamp(j − i + offset)]         where there is a bias
+//! s(j) = s(j) + (query_row(i)[c] + key_row(j)[c]),  c = entry[clamp(j − i + offset)]  where rows speak of distances
 //! ```
 //! State of a query: `m` = −∞, sums `l[16]` = +0, `out[d]` = +0 (with a sink: `m` = its logit, `l[0]` = 1). Then for
 //! each **step**, the positions in `[lo, hi)` of one aligned run of [`STEP`], in order:
@@ -66,6 +67,45 @@ pub enum Bias<'a> {
         /// Index of distance 0.
         offset: usize,
     },
+    /// What the query's row and the key's row say about their distance (disentangled attention).
+    Rows(DistanceRows<'a>),
+}
+
+/// Rows of position biases. Row `i` belongs to position `i`: for every head `width` entries that are added where `i` is
+/// the query, then, from `keys` on, as many where it is the key.
+#[derive(Clone, Copy, Debug)]
+pub struct DistanceRows<'a> {
+    /// The rows, from the first head of the call on.
+    pub rows: &'a [f32],
+    /// Floats from row to row.
+    pub stride: usize,
+    /// Floats from a row's entries for queries to those for keys.
+    pub keys: usize,
+    /// Entries of a head.
+    pub width: usize,
+    /// The entry of every distance; whole numbers, at most `width − 1` counts.
+    pub entry: &'a [f32],
+    /// Index of distance 0 in `entry`.
+    pub offset: usize,
+}
+
+impl DistanceRows<'_> {
+    /// The bias of head `head`, query position `i` and key position `j`.
+    ///
+    /// # Safety
+    /// Both positions have rows, and the head entries in them.
+    #[inline(always)]
+    unsafe fn at(&self, head: usize, i: usize, j: usize) -> f32 {
+        let distance = (j + self.offset).saturating_sub(i);
+        let last = self.entry.len() - 1;
+        // SAFETY: the index is inside `entry`, the entry is below `width`; the rest is the caller's word.
+        unsafe {
+            let entry = *self.entry.as_ptr().add(if distance < last { distance } else { last }) as usize;
+            let entry = head * self.width + if entry < self.width { entry } else { self.width - 1 };
+            *self.rows.as_ptr().add(i * self.stride + entry)
+                + *self.rows.as_ptr().add(j * self.stride + self.keys + entry)
+        }
+    }
 }
 
 /// One call of attention: the queries of `tokens` neighbouring positions and `heads` heads, over one kv head.
@@ -142,6 +182,12 @@ impl Attend<'_> {
             Bias::Relative { tables, width, .. } => {
                 assert!(width > 0 && tables.len() / width >= self.heads, "there are too few tables");
             }
+            Bias::Rows(r) => {
+                let last = self.len.max(self.pos + self.tokens).saturating_sub(1);
+                let end = last.checked_mul(r.stride).and_then(|row| row.checked_add(r.keys + self.heads * r.width));
+                assert!(r.width > 0 && end.is_some_and(|end| end <= r.rows.len()), "there are too few rows");
+                assert!(!r.entry.is_empty() && r.offset < r.entry.len(), "distances have no entries");
+            }
         }
     }
 }
@@ -199,7 +245,7 @@ unsafe fn queries(kernels: &Kernels, a: &Attend<'_>, (first, count): (usize, usi
             if from < to {
                 // SAFETY: a position of this block is seen, so it is below `len` and inside the region.
                 let block = unsafe { a.region.as_ptr().add(at / KV_BLOCK * layout.block) };
-                tile.step(block, (from, to), n);
+                tile.step(block, at, (from, to), n);
                 for j in 0..n {
                     let (t, h) = place(i + j);
                     let q = &a.q[t * a.q_stride + h * a.head_dim_k..];

@@ -22,7 +22,7 @@ mod rotary;
 mod select;
 mod table;
 
-pub use attend::{Attend, Bias, STEP as ATTEND_STEP};
+pub use attend::{Attend, Bias, DistanceRows, STEP as ATTEND_STEP};
 pub use elementwise::Act;
 pub(crate) use isa::scalar::f16_to_f32;
 pub use kv::{KV_ALIGN, KV_BLOCK, KvLayout, KvType, kv_head_bytes};

@@ -4,7 +4,7 @@
 
 use super::Context;
 use crate::format::record::{CacheKind, Operand, RowKind};
-use crate::kernels::{Attend, Bias, KvType, kv_head_bytes};
+use crate::kernels::{Attend, Bias, DistanceRows, KvType, kv_head_bytes};
 use crate::program::op::{BiasKind, Op};
 use crate::program::plan::cache_capacity;
 
@@ -55,7 +55,10 @@ pub fn store(cx: &mut Context<'_, '_>, k: Operand, v: Operand, cache: u32) {
 }
 
 pub fn run(cx: &mut Context<'_, '_>, op: &Op) {
-    let Op::Attention { q, out, cache, heads, scale, softcap, window, causal, bias_kind, bias } = *op else { return };
+    let Op::Attention { q, out, cache, heads, scale, softcap, window, causal, bias_kind, bias, rows, entries } = *op
+    else {
+        return;
+    };
     let s = shape(cx, cache);
     let heads = heads as usize;
     let group = heads / s.kv_heads;
@@ -67,8 +70,13 @@ pub fn run(cx: &mut Context<'_, '_>, op: &Op) {
     for segment in step.segments {
         let (past, len) = (segment.past as usize, segment.len as usize);
         let table = patches.vector(bias, RowKind::Token, first).unwrap_or(base_table);
-        let (region, mut out, q) =
-            cx.arena.cache_split(cache, segment.sequence, (out, heads * s.value_dim), (q, heads * s.key_dim));
+        let table_of_distances = base_table;
+        let entries = entries as usize;
+        // Without rows of biases the queries stand in for them: every op has the same operands.
+        let (rows, rows_width) = if bias_kind == BiasKind::Rows { (rows, 2 * heads * entries) } else { (q, 1) };
+        let inputs = [(q, heads * s.key_dim), (rows, rows_width)];
+        let (region, mut out, [q, rows]) =
+            cx.arena.cache_split(cache, segment.sequence, (out, heads * s.value_dim), inputs);
         let stored = if s.kind == CacheKind::Source as u32 { source_len } else { past + len };
         let reach = if window == 0 { usize::MAX } else { window as usize - 1 };
         out.tiles(workers, first..first + len, TOKEN_RUN, group * s.value_dim, |tile| {
@@ -97,6 +105,14 @@ pub fn run(cx: &mut Context<'_, '_>, op: &Op) {
                     BiasKind::Relative => {
                         Bias::Relative { tables: table(bias_width), width: bias_width, offset: bias_width / 2 }
                     }
+                    BiasKind::Rows => Bias::Rows(DistanceRows {
+                        rows: &bytemuck::cast_slice(rows.span(first, len))[head * group * entries..],
+                        stride: rows.stride() / 4,
+                        keys: heads * entries,
+                        width: entries,
+                        entry: table_of_distances,
+                        offset: table_of_distances.len() / 2,
+                    }),
                 },
                 sinks: None,
             };

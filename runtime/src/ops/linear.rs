@@ -17,9 +17,9 @@ use crate::session::arena::{ColsMut, Rows};
 use crate::weights::{PANEL_ROWS, WeightFormat};
 
 /// Tokens whose activations should stay in the second-level cache while panels go by.
-const TOKEN_BLOCK: usize = 64;
+pub(super) const TOKEN_BLOCK: usize = 64;
 /// Tasks per thread: enough that a slow core does not hold up the others.
-const TASKS_PER_THREAD: usize = 6;
+pub(super) const TASKS_PER_THREAD: usize = 6;
 
 pub fn quantize(cx: &mut Context<'_, '_>, a: Operand, out: Operand, width: usize) {
     let kernels = cx.kernels;

@@ -5,6 +5,7 @@
 mod attention;
 mod elementwise;
 mod embed;
+mod experts;
 mod linear;
 mod low_rank;
 mod norm;
@@ -85,5 +86,9 @@ pub fn run(op: &Op, cx: &mut Context<'_, '_>) {
         Op::Attention { .. } => attention::run(cx, op),
         Op::Select { a, out, width, rows } => select::select(cx, a, out, width as usize, rows),
         Op::Pool { a, out, width } => select::mean(cx, a, out, width as usize),
+        Op::Route { a, out, width, chosen, normalize } => {
+            experts::route(cx, a, out, width as usize, chosen as usize, normalize);
+        }
+        Op::ExpertLinear { .. } => experts::linear(cx, op),
     }
 }

@@ -26,11 +26,13 @@ pub enum OpCode {
     Attention = 12,
     Select = 13,
     Pool = 14,
+    Route = 15,
+    ExpertLinear = 16,
 }
 
 impl OpCode {
     /// Every code, in numeric order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Embed,
         Self::Norm,
         Self::Quantize,
@@ -45,6 +47,8 @@ impl OpCode {
         Self::Attention,
         Self::Select,
         Self::Pool,
+        Self::Route,
+        Self::ExpertLinear,
     ];
     /// Short name for listings and profiles.
     #[must_use]
@@ -64,6 +68,8 @@ impl OpCode {
             Self::Attention => "attention",
             Self::Select => "select",
             Self::Pool => "pool",
+            Self::Route => "route",
+            Self::ExpertLinear => "expert_linear",
         }
     }
 }
@@ -108,6 +114,9 @@ pub enum BiasKind {
     Alibi,
     /// T5: tensor `[heads, 2·span + 1]`, entry `span + clamp(key − query, ±span)`.
     Relative,
+    /// DeBERTa: tensor `[1, 2·span + 1]`, at `span + clamp(key − query, ±span)` the number of the entry that is added from
+    /// the query's row and from the key's row.
+    Rows,
 }
 
 /// A typed op. `width` counts elements of a row unless said otherwise.
@@ -290,6 +299,11 @@ pub enum Op {
         bias_kind: BiasKind,
         /// Bias tensor or [`NONE`].
         bias: u32,
+        /// With [`BiasKind::Rows`]: what every token adds by distance, `heads · entries` columns where it is the query, then
+        /// as many where it is the key. Else none.
+        rows: Operand,
+        /// Entries of a head in `rows`, else 0.
+        entries: u32,
     },
     /// Copies `width` columns of selected token rows to the output rows; `First` and `Last` fill every output row.
     Select {
@@ -311,8 +325,52 @@ pub enum Op {
         /// Columns.
         width: u32,
     },
+    /// Weights of experts: the softmax of all scores, of which the `chosen` largest stay (equal ones by index) and all
+    /// others become 0.
+    Route {
+        /// Scores of `width` experts.
+        a: Operand,
+        /// Weights; may be the scores.
+        out: Operand,
+        /// Experts.
+        width: u32,
+        /// How many stay.
+        chosen: u32,
+        /// Those that stay are divided by their sum.
+        normalize: bool,
+    },
+    /// A linear layer whose matrix depends on the row: that of the `slot`-th expert with a weight other than 0. Rows
+    /// with fewer experts get 0.
+    ExpertLinear {
+        /// Input, as of [`Op::Linear`].
+        a: Operand,
+        /// Weights of the experts, `experts` columns.
+        route: Operand,
+        /// Output.
+        out: Operand,
+        /// Weight panels of the first expert; the others' follow in the tensor table.
+        weight: u32,
+        /// Experts.
+        experts: u32,
+        /// Which of a row's experts, from 0.
+        slot: u32,
+        /// Multiplied by the expert's weight.
+        weighted: bool,
+        /// Added to the output instead of replacing it.
+        add: bool,
+        /// Outputs: the rows of every expert's matrix.
+        width: u32,
+    },
 }
 
+/// Most experts that an op may choose from.
+pub const MAX_EXPERTS: u32 = 1024;
+/// Most experts of a row.
+pub const MAX_CHOSEN: u32 = 64;
+
+const F_NORMALIZE: u16 = 1;
+const F_WEIGHTED: u16 = 1;
+const F_ADD: u16 = 2;
 const F_INTERLEAVED: u16 = 1;
 const F_CAUSAL: u16 = 1;
 
@@ -349,6 +407,8 @@ impl Op {
             Self::Attention { .. } => OpCode::Attention,
             Self::Select { .. } => OpCode::Select,
             Self::Pool { .. } => OpCode::Pool,
+            Self::Route { .. } => OpCode::Route,
+            Self::ExpertLinear { .. } => OpCode::ExpertLinear,
         }
     }
 
@@ -401,16 +461,46 @@ impl Op {
                 ..base(half)
             },
             Self::KvStore { k, v, cache } => OpRecord { a: k, b: v, p: [cache, 0, 0, 0, 0, 0], ..base(0) },
-            Self::Attention { q, out, cache, heads, scale, softcap, window, causal, bias_kind, bias } => OpRecord {
+            Self::Attention {
+                q,
+                out,
+                cache,
+                heads,
+                scale,
+                softcap,
+                window,
+                causal,
+                bias_kind,
+                bias,
+                rows,
+                entries,
+            } => OpRecord {
                 flags: if causal { F_CAUSAL } else { 0 },
                 a: q,
+                b: rows,
                 out,
                 w0: bias,
                 p: [cache, heads, scale.to_bits(), softcap.to_bits(), window, bias_kind as u32],
-                ..base(0)
+                ..base(entries)
             },
             Self::Select { a, out, width, rows } => OpRecord { a, out, p: [rows as u32, 0, 0, 0, 0, 0], ..base(width) },
             Self::Pool { a, out, width } => OpRecord { a, out, ..base(width) },
+            Self::Route { a, out, width, chosen, normalize } => OpRecord {
+                flags: if normalize { F_NORMALIZE } else { 0 },
+                a,
+                out,
+                p: [chosen, 0, 0, 0, 0, 0],
+                ..base(width)
+            },
+            Self::ExpertLinear { a, route, out, weight, experts, slot, weighted, add, width } => OpRecord {
+                flags: if weighted { F_WEIGHTED } else { 0 } | if add { F_ADD } else { 0 },
+                a,
+                b: route,
+                out,
+                w0: weight,
+                p: [experts, slot, 0, 0, 0, 0],
+                ..base(width)
+            },
         }
     }
 
@@ -514,9 +604,12 @@ impl Op {
                     0 => BiasKind::None,
                     1 => BiasKind::Alibi,
                     2 => BiasKind::Relative,
+                    3 => BiasKind::Rows,
                     v => return Err(bad("attention.bias_kind", v)),
                 },
                 bias: r.w0,
+                rows: r.b,
+                entries: r.width,
             },
             OpCode::Select => Self::Select {
                 a: r.a,
@@ -530,6 +623,20 @@ impl Op {
                 },
             },
             OpCode::Pool => Self::Pool { a: r.a, out: r.out, width: r.width },
+            OpCode::Route => {
+                Self::Route { a: r.a, out: r.out, width: r.width, chosen: p[0], normalize: r.flags == F_NORMALIZE }
+            }
+            OpCode::ExpertLinear => Self::ExpertLinear {
+                a: r.a,
+                route: r.b,
+                out: r.out,
+                weight: r.w0,
+                experts: p[0],
+                slot: p[1],
+                weighted: r.flags & F_WEIGHTED != 0,
+                add: r.flags & F_ADD != 0,
+                width: r.width,
+            },
         })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! arena = T · per_token + R · per_output + Σ caches + adapters
-//! cache = sequences · capacity · …   capacity = context, tokens or source positions by its kind, in blocks of 16
+//! cache = copies · capacity · …   capacity = context, tokens or source positions by its kind, in blocks of 16;
+//!                                 copies = sequences for contexts, else 1
 //! adapters = max(T, R) · rank · 4 + T · head per_token + R · head per_output + 16 · (sequences + 1), in lines of 64
 //! ```
 
@@ -22,7 +23,7 @@ pub struct SessionConfig {
     pub tokens: u32,
     /// Most output rows of one step (1 is enough to generate).
     pub outputs: u32,
-    /// Longest encoder sequence that a decoder attends to (0 without an encoder).
+    /// Longest encoder sequence that a decoder attends to (0 without an encoder). All sequences share it.
     pub source: u32,
     /// Sequences that share the session.
     pub sequences: u32,
@@ -140,7 +141,13 @@ pub const fn cache_capacity(kind: u32, config: &SessionConfig) -> u32 {
     }
 }
 
-/// Bytes of one sequence's share of a cache, and whether it was computed without overflow.
+/// Regions of a cache: one per sequence where each has its own past.
+#[must_use]
+pub const fn cache_copies(kind: u32, config: &SessionConfig) -> u32 {
+    if kind == CacheKind::Context as u32 { config.sequences } else { 1 }
+}
+
+/// Bytes of one region of a cache, and whether it was computed without overflow.
 #[must_use]
 pub const fn cache_bytes(cache: &CacheRecord, config: &SessionConfig) -> u64 {
     let capacity = cache_capacity(cache.kind, config) as usize;
@@ -173,7 +180,7 @@ impl Plan {
     /// The plan of a model that has this cache too.
     #[must_use]
     pub const fn and_cache(self, cache: &CacheRecord, config: &SessionConfig) -> Self {
-        let copies = if cache.kind == CacheKind::Step as u32 { 1 } else { config.sequences as u64 };
+        let copies = cache_copies(cache.kind, config) as u64;
         let bytes = cache_bytes(cache, config).saturating_mul(copies);
         Self {
             arena_bytes: self.arena_bytes.saturating_add(bytes),

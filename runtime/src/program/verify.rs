@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{BufferKind, BufferRecord, CacheKind, EntryKind, NONE, Operand, RowKind, SlotKind};
 use crate::format::view::{File, Tensor};
 use crate::kernels::quant_row_bytes;
-use crate::program::op::{BiasKind, EmbedSource, NormKind, Op};
+use crate::program::op::{BiasKind, EmbedSource, MAX_CHOSEN, MAX_EXPERTS, NormKind, Op};
 use crate::weights::WeightFormat;
 
 /// Bound on every width, so that no size computation overflows on a 32-bit device.
@@ -310,12 +310,7 @@ impl Context<'_, '_> {
                 if n != width {
                     return invalid("linear.width", width, n);
                 }
-                if format.is_float() {
-                    self.float(a, k)?;
-                } else {
-                    buffer(self.file, a, k, BufferKind::Quant)?;
-                    self.whole_quant_row(a, k)?;
-                }
+                self.linear_input(a, format, k)?;
                 self.float(out, n)?;
                 self.rows(out, &[(a, false)])?;
                 if !residual.is_none() {
@@ -367,7 +362,7 @@ impl Context<'_, '_> {
                     return invalid("kv_store.cache kind", c.kind, 0);
                 }
             }
-            Op::Attention { q, out, cache, heads, bias_kind, bias, causal, .. } => {
+            Op::Attention { q, out, cache, heads, bias_kind, bias, causal, rows, entries, .. } => {
                 let c = self.cache(cache)?;
                 if heads == 0 || heads % c.kv_heads != 0 {
                     return invalid("attention.heads", heads, c.kv_heads);
@@ -379,8 +374,23 @@ impl Context<'_, '_> {
                 if !causal && c.kind == CacheKind::Context as u32 {
                     return invalid("attention: full attention over a context cache", c.kind, 1);
                 }
+                if bias_kind != BiasKind::Rows && (!rows.is_none() || entries != 0) {
+                    return invalid("attention.rows", entries, 0);
+                }
                 match bias_kind {
                     BiasKind::None if bias == NONE => {}
+                    BiasKind::Rows => {
+                        self.float(rows, heads.saturating_mul(entries).saturating_mul(2))?;
+                        self.rows(out, &[(rows, false)])?;
+                        // Row `i` of the step must be position `i`: one whole sequence.
+                        if c.kind != CacheKind::Step as u32 || self.entry != EntryKind::Encode as u32 {
+                            return invalid("attention: rows of distances outside of an encoder", c.kind, 1);
+                        }
+                        match self.file.tensor(bias) {
+                            Some(Tensor::Vector { rows: 1, cols, .. }) if cols % 2 == 1 => {}
+                            _ => return invalid("attention.bias", bias, 1),
+                        }
+                    }
                     BiasKind::Alibi => self.vector(bias, 1, heads)?,
                     BiasKind::Relative => match self.file.tensor(bias) {
                         Some(Tensor::Vector { rows, cols, .. }) if rows == heads as usize && cols % 2 == 1 => {}
@@ -401,8 +411,45 @@ impl Context<'_, '_> {
                 self.token_rows(a)?;
                 self.output_rows(out)?;
             }
+            Op::Route { a, out, width, chosen, .. } => {
+                self.float(a, width)?;
+                self.float(out, width)?;
+                self.rows(out, &[(a, true)])?;
+                if width > MAX_EXPERTS || chosen == 0 || chosen > width.min(MAX_CHOSEN) {
+                    return invalid("route.chosen", chosen, width.min(MAX_CHOSEN));
+                }
+            }
+            Op::ExpertLinear { a, route, out, weight, experts, slot, width, .. } => {
+                if experts == 0 || experts > MAX_EXPERTS || slot >= experts {
+                    return invalid("expert_linear.experts", experts, MAX_EXPERTS);
+                }
+                let first = self.panels(weight)?;
+                for i in 1..experts {
+                    if self.panels(weight.saturating_add(i))? != first {
+                        return invalid("expert_linear: experts differ", weight.saturating_add(i), weight);
+                    }
+                }
+                let (format, n, k) = first;
+                if n != width {
+                    return invalid("expert_linear.width", width, n);
+                }
+                self.linear_input(a, format, k)?;
+                self.float(route, experts)?;
+                self.float(out, n)?;
+                self.rows(out, &[(a, false), (route, false)])?;
+            }
         }
         Ok(())
+    }
+
+    /// The input of a linear of `k` inputs: float columns, or a whole quantized row.
+    fn linear_input(&self, a: Operand, format: WeightFormat, k: u32) -> Result<()> {
+        if format.is_float() {
+            self.float(a, k)?;
+            return Ok(());
+        }
+        buffer(self.file, a, k, BufferKind::Quant)?;
+        self.whole_quant_row(a, k)
     }
 
     fn output_rows(&self, at: Operand) -> Result<()> {

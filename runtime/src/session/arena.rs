@@ -11,8 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::CacheKind;
 use crate::format::record::{BufferRecord, Operand, RowKind};
 use crate::format::view::File;
-use crate::kernels::{Attend, Kernels};
-use crate::program::plan::{ARENA_ALIGN, Plan, SessionConfig, cache_bytes};
+use crate::kernels::{Attend, KV_BLOCK, Kernels, kv_head_bytes};
+use crate::program::plan::{ARENA_ALIGN, Plan, SessionConfig, cache_bytes, cache_copies};
 
 /// The arena of a session.
 pub struct Arena<'m> {
@@ -223,13 +223,34 @@ impl<'m> Arena<'m> {
     fn cache_start(&self, cache: u32, sequence: u32) -> (usize, usize) {
         let mut start = self.kv_area;
         for c in &self.file.caches[..cache as usize] {
-            let copies = if c.kind == CacheKind::Step as u32 { 1 } else { self.config.sequences as usize };
-            start += cache_bytes(c, &self.config) as usize * copies;
+            start += cache_bytes(c, &self.config) as usize * cache_copies(c.kind, &self.config) as usize;
         }
         let c = &self.file.caches[cache as usize];
         let bytes = cache_bytes(c, &self.config) as usize;
-        let slot = if c.kind == CacheKind::Step as u32 { 0 } else { sequence as usize };
+        let slot = if c.kind == CacheKind::Context as u32 { sequence as usize } else { 0 };
         (start + slot * bytes, bytes)
+    }
+
+    /// Copies the first `positions` of one sequence's past over another's.
+    ///
+    /// # Panics
+    /// When a sequence is not below the planned number, or there are more positions than planned.
+    pub fn copy_past(&mut self, from: u32, to: u32, positions: usize) {
+        assert!(from < self.config.sequences && to < self.config.sequences, "sequences in range");
+        assert!(positions <= self.config.context as usize, "positions in range");
+        for (index, c) in self.file.caches.iter().enumerate().filter(|(_, c)| c.kind == CacheKind::Context as u32) {
+            let (from, bytes) = self.cache_start(index as u32, from);
+            let (to, _) = self.cache_start(index as u32, to);
+            let head = bytes / c.kv_heads as usize;
+            // Blocks of positions follow each other in a head's region.
+            let blocks = positions.div_ceil(KV_BLOCK) * KV_BLOCK;
+            let used = kv_head_bytes(self.config.kv, c.key_dim as usize, c.value_dim as usize, blocks);
+            for offset in (0..c.kv_heads as usize).map(|h| h * head) {
+                // SAFETY: both regions are inside the arena (as in `cache_mut`) and exclusive through &mut self; `copy` allows
+                // them to be the same one.
+                unsafe { core::ptr::copy(self.base.add(from + offset), self.base.add(to + offset), used) };
+            }
+        }
     }
 
     /// One sequence's cache for writing, beside the rows to store.
@@ -250,23 +271,23 @@ impl<'m> Arena<'m> {
         (unsafe { core::slice::from_raw_parts_mut(self.base.add(start), bytes) }, rows)
     }
 
-    /// One sequence's cache for reading, beside an output and one input.
+    /// One sequence's cache for reading, beside an output and its inputs.
     ///
     /// # Panics
     /// When `sequence` is not below the planned number or the operands overlap.
-    pub fn cache_split(
+    pub fn cache_split<const N: usize>(
         &mut self,
         cache: u32,
         sequence: u32,
         out: (Operand, usize),
-        input: (Operand, usize),
-    ) -> (&[u8], RowsMut<'_>, Rows<'_>) {
+        inputs: [(Operand, usize); N],
+    ) -> (&[u8], RowsMut<'_>, [Rows<'_>; N]) {
         assert!(sequence < self.config.sequences, "sequence in range");
         let (start, bytes) = self.cache_start(cache, sequence);
         // SAFETY: as in `cache_mut`; the cache is disjoint from the activation rows that `split` lends.
         let region = unsafe { core::slice::from_raw_parts(self.base.add(start), bytes) };
-        let (rows, [q]) = self.split(out, [input]);
-        (region, rows, q)
+        let (rows, inputs) = self.split(out, inputs);
+        (region, rows, inputs)
     }
 }
 

@@ -312,6 +312,29 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
+    /// Copies the first `positions` of one sequence's past over another's, so that both continue it (beam search, several
+    /// answers to one prompt).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Capacity`] for a sequence or a number of positions beyond the plan.
+    pub fn copy_past(&mut self, from: u32, to: u32, positions: u32) -> Result<()> {
+        let fail = |what, found: u32, limit: u32| {
+            Err(Error::new(ErrorKind::Capacity, what).values(found.into(), limit.into()))
+        };
+        if from.max(to) >= self.config.sequences {
+            return fail("sequence", from.max(to), self.config.sequences);
+        }
+        if positions > self.config.context {
+            return fail("positions", positions, self.config.context);
+        }
+        self.arena.copy_past(from, to, positions as usize);
+        // What the past was computed with goes along.
+        if let Some((_, keys)) = self.arena.keys().split_last_mut() {
+            keys[to as usize] = keys[from as usize];
+        }
+        Ok(())
+    }
+
     /// A named output of the entry that ran last: token rows, or one row per requested output.
     ///
     /// # Errors

@@ -108,7 +108,7 @@ fn observe(
 /// The op's name; of linear layers also the shape and format.
 fn name(model: &Model<'_>, op: &Op) -> String {
     let tensor = match op {
-        Op::Linear { weight, .. } => model.file.tensor(*weight),
+        Op::Linear { weight, .. } | Op::ExpertLinear { weight, .. } => model.file.tensor(*weight),
         _ => None,
     };
     match tensor {

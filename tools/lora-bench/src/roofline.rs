@@ -122,7 +122,8 @@ pub fn cost(model: &Model<'_>) -> Result<Cost> {
     for record in &model.file.ops[entry.op_start as usize..][..entry.op_count as usize] {
         match Op::parse(record)? {
             Op::Select { .. } => selected = true,
-            Op::Linear { weight, .. } => {
+            // Of experts a token reads one a slot, and each slot has an op.
+            Op::Linear { weight, .. } | Op::ExpertLinear { weight, .. } => {
                 if let Some(Tensor::Panels { rows, cols, data, .. }) = model.file.tensor(weight) {
                     cost.bytes += data.len() as u64;
                     if !selected {

@@ -8,13 +8,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow, bail};
 use bytemuck::Zeroable;
 use half::f16;
-use lora_models::spec::{Lowered, Part, RowMap, SlotSpec, Source, Storage, TensorSpec};
+use lora_models::spec::{Lowered, Part, Product, RowMap, SlotSpec, Source, Storage, TensorSpec};
 use lora_models::{Checkpoint, Policy};
 use lora_runtime::Model;
 use lora_runtime::format::{
-    EntryRecord, FileKind, Info, NONE, OutputRecord, SlotKind, SlotRecord, StrRef, Task, TensorKind, TensorRecord,
+    CacheKind, EntryRecord, FileKind, Info, NONE, OutputRecord, SlotKind, SlotRecord, StrRef, Task, TensorKind,
+    TensorRecord,
 };
 use lora_runtime::kernels::{KvType, pack_float_panel};
+use lora_runtime::program::Op;
 use lora_runtime::selftest::KEY as GOLDEN;
 use lora_runtime::weights::{PANEL_ROWS, WeightFormat};
 use rayon::prelude::*;
@@ -28,7 +30,7 @@ use crate::golden;
 use crate::keep;
 use crate::merge::{Merged, TaskType};
 use crate::quantize::{Q4_TABLE, Unrepresentable, quantize_rows};
-use crate::source::BaseModel;
+use crate::source::{BaseModel, sentence};
 use crate::write::{LpkWriter, Strings, Tables};
 
 /// How to pack.
@@ -203,6 +205,12 @@ fn calibrated(
             own::write(&eight_bit(base, merged, options, out)?.model()?, starts, tokens)
         })?;
     if let Some(budget) = options.budget {
+        if lowered.entries.iter().flat_map(|e| &e.ops).any(|op| matches!(op, Op::ExpertLinear { .. })) {
+            bail!(
+                "--quant auto cannot measure what rounding does to a mixture of experts yet; name a format: --quant q8, \
+                 q6 or q4"
+            );
+        }
         let overhead = twin.model()?.file.header.file_len - panel_bytes(&twin.model()?) + AUTO_MARGIN;
         let values = |tensor: usize| fill(&lowered.tensors[tensor], merged);
         let job =
@@ -341,6 +349,10 @@ impl Writing<'_, '_> {
                 base.dir.display()
             ),
         };
+        let sentence = match lowered.task {
+            Task::FeatureExtraction | Task::Other => sentence::read(&base.dir)?,
+            _ => None,
+        };
         let codebook = Q4_TABLE;
         let mut strings = Strings::default();
         let total: u64 = lowered.tensors.iter().map(|t| (t.rows * t.cols * 4) as u64).sum();
@@ -395,7 +407,10 @@ impl Writing<'_, '_> {
         }
         let labels = label_names(config, options, lowered.labels as usize)?;
         let labels: Vec<StrRef> = labels.iter().map(|l| strings.add(l)).collect();
-        let info = info(base, merged, lowered, &mut strings);
+        let mut info = info(base, merged, lowered, &mut strings);
+        if let Some(s) = sentence {
+            (info.pooling, info.normalize) = (s.pooling, s.normalize.into());
+        }
         meta.insert("format.blocks".into(), options.format.name().into());
         let kv = KvType::from_u16(info.kv_type as u16).unwrap_or(KvType::F32);
         let positions = lowered.entries.iter().map(|e| e.max_positions).min().unwrap_or(0);
@@ -530,6 +545,7 @@ pub(crate) fn fill_part(part: &Part, width: usize, merged: &Merged<'_>) -> Resul
             let pick = |i: &u32| values.get(*i as usize).copied();
             index.iter().map(pick).collect::<Option<_>>().with_context(|| format!("{name} has too few values"))
         }
+        Source::Product(p) => product(p, merged),
         Source::Zeros => Ok(vec![0.0; part.rows * width]),
         Source::Checkpoint { name, transpose, rows } => {
             let values = merged.tensor_f32(name)?;
@@ -547,6 +563,36 @@ pub(crate) fn fill_part(part: &Part, width: usize, merged: &Merged<'_>) -> Resul
             Ok(out)
         }
     }
+}
+
+/// Every row of a table through a norm and a projection (see [`Source::Product`]).
+fn product(p: &Product, merged: &Merged<'_>) -> Result<Vec<f32>> {
+    let (table, matrix, bias) =
+        (merged.tensor_f32(&p.table)?, merged.tensor_f32(&p.matrix)?, merged.tensor_f32(&p.bias)?);
+    let (first, outputs) = p.outputs;
+    let width = matrix.len() / bias.len();
+    let norm = match &p.norm {
+        Some((weight, bias, eps)) => Some((merged.tensor_f32(weight)?, merged.tensor_f32(bias)?, f64::from(*eps))),
+        None => None,
+    };
+    let one = |row: &[f32]| {
+        let mut x: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
+        if let Some((weight, bias, eps)) = &norm {
+            let mean = x.iter().sum::<f64>() / width as f64;
+            let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / width as f64;
+            let scale = (variance + eps).sqrt().recip();
+            for (v, (w, b)) in x.iter_mut().zip(weight.iter().zip(bias)) {
+                *v = (*v - mean) * scale * f64::from(*w) + f64::from(*b);
+            }
+        }
+        let output = |o: usize| {
+            let w = &matrix[o * width..][..width];
+            let sum: f64 = x.iter().zip(w).map(|(x, w)| x * f64::from(*w)).sum();
+            ((sum + f64::from(bias[o])) * f64::from(p.factor)) as f32
+        };
+        (first..first + outputs).map(output).collect::<Vec<f32>>()
+    };
+    Ok(table.par_chunks(width).flat_map_iter(one).collect())
 }
 
 /// `rows × cols` → `cols × rows`.
@@ -576,7 +622,7 @@ pub(crate) fn program(
             head_op: (ops.len() + e.head.map_or(e.ops.len(), |h| h.op)) as u32,
             head_buffer: e.head.map_or(NONE, |h| h.hidden.buffer.into()),
         });
-        ops.extend(e.ops.iter().map(lora_runtime::program::Op::encode));
+        ops.extend(e.ops.iter().map(Op::encode));
         outputs.extend(e.outputs.iter().map(|o| OutputRecord {
             name: strings.add(o.name),
             at: o.at,
@@ -643,9 +689,13 @@ pub(crate) fn info(base: &BaseModel, merged: &Merged<'_>, lowered: &Lowered, str
     let number = |name: &str| generation.and_then(|g| g.get(name)).and_then(Value::as_f64);
     let sampling = generation.and_then(|g| g.get("do_sample")).and_then(Value::as_bool).unwrap_or(false);
     let sampled = |name: &str, off: f64| if sampling { number(name).unwrap_or(off) } else { off };
-    let kv_default = match lowered.tensors.iter().any(|t| matches!(t.storage, Storage::Panels(f) if !f.is_float())) {
-        true => KvType::I8,
-        false => KvType::F32,
+    let quantized = lowered.tensors.iter().any(|t| matches!(t.storage, Storage::Panels(f) if !f.is_float()));
+    // An encoder's cache holds one layer at a time: half precision costs next to nothing there.
+    let passing = lowered.caches.iter().all(|c| c.kind == CacheKind::Step as u32);
+    let kv_default = match (quantized, passing) {
+        (true, false) => KvType::I8,
+        (true, true) => KvType::F16,
+        (false, _) => KvType::F32,
     };
     Info {
         task: lowered.task as u32,

@@ -107,6 +107,18 @@ pub struct SamplingArgs {
     /// Divide the logits of tokens that have occurred; 1 is off (default: the model's)
     #[arg(long, value_name = "R", value_parser = parse_penalty, help_heading = "Choosing tokens")]
     pub repeat_penalty: Option<f32>,
+    /// Beam search: keep the B likeliest continuations at every step and answer with the best one
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Choosing tokens",
+        conflicts_with_all = ["temp", "top_k", "top_p", "min_p", "seed", "stop"])]
+    pub beams: Option<u16>,
+    /// Beam search divides a continuation's log-probability by its length to the power of L: above 0 favours longer ones
+    #[arg(long, value_name = "L", default_value_t = 1.0, value_parser = parse_finite, requires = "beams",
+        help_heading = "Choosing tokens", allow_hyphen_values = true)]
+    pub length_penalty: f32,
+    /// When beam search ends: yes (as soon as B continuations have ended), no (when the running ones are unlikely to
+    /// beat them), never (when they cannot)
+    #[arg(long, value_name = "WHEN", default_value = "no", requires = "beams", help_heading = "Choosing tokens")]
+    pub early_stopping: EarlyStopping,
     /// Seed of the random choice: the same seed gives the same text on every machine (default: another each time)
     #[arg(long, value_name = "S", help_heading = "Choosing tokens")]
     pub seed: Option<u64>,
@@ -116,6 +128,17 @@ pub struct SamplingArgs {
     /// Go on past the model's end tokens
     #[arg(long, help_heading = "Choosing tokens")]
     pub ignore_eos: bool,
+}
+
+/// When beam search ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum EarlyStopping {
+    /// With as many ended continuations as there are beams.
+    Yes,
+    /// When the best running one, at its length, is behind the worst ended one.
+    No,
+    /// When no running one can catch up at any length.
+    Never,
 }
 
 /// One text, or a file of requests.
@@ -163,6 +186,10 @@ fn parse_kv(s: &str) -> Result<KvType, String> {
 
 fn parse_number(s: &str, fits: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
     s.parse().ok().filter(|x| fits(*x)).ok_or_else(|| format!("expected {expected}"))
+}
+
+fn parse_finite(s: &str) -> Result<f32, String> {
+    parse_number(s, f32::is_finite, "a number")
 }
 
 fn parse_at_least_zero(s: &str) -> Result<f32, String> {
@@ -221,6 +248,8 @@ mod tests {
             "generate m.lpk --ids 1,2 -n 3 --temp 0 --ignore-eos --json",
             "generate m.lpk -p x -n 3 --top-k 5 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 --seed 4 --stop a --stop b",
             "generate m.lpk --file f.jsonl --json -n 5 --temp 0 --chat --system s",
+            "generate m.lpk --ids 1,2 -n 3 --beams 4 --json",
+            "seq2seq m.lpk text --beams 4 --length-penalty 0.6 --early-stopping yes",
             "raw m.lpk --ids 1,2,3 --pair-ids 4 --chunk 3 --threads 2 --isa scalar --out o.safetensors",
             "raw m.lpk --ids-file f.json --out o.safetensors",
             "tokenize m.lpk text --pair b --no-special --json",
@@ -245,6 +274,7 @@ mod tests {
         let wrong = [
             "generate m.lpk",
             "generate m.lpk -p x --top-p 2",
+            "generate m.lpk -p x --beams 4 --temp 1",
             "raw m.lpk --ids 1",
             "bench m.lpk -t 0",
             "qa m.lpk -q x",

@@ -10,6 +10,7 @@ use lora_runtime::sampler::{Rng, Sampling, choose, mark, mark_words, penalize};
 use lora_runtime::{Model, Segment, Session, Step};
 use serde_json::{Value as Json, json};
 
+use crate::beam::{self, Beams, Hypothesis, Limits};
 use crate::cli::SamplingArgs;
 use crate::load::{Host, Room};
 use crate::stats::{human, ms, peak_rss, per_second};
@@ -24,6 +25,8 @@ pub struct Settings {
     max_new: usize,
     stops: Vec<String>,
     ignore_eos: bool,
+    /// Beam search instead of one token after the other.
+    beams: Option<Beams>,
 }
 
 impl Settings {
@@ -49,6 +52,11 @@ impl Settings {
             max_new: args.n as usize,
             stops: args.stop.clone(),
             ignore_eos: args.ignore_eos,
+            beams: args.beams.filter(|count| *count > 1).map(|count| Beams {
+                count: count.into(),
+                length_penalty: args.length_penalty.into(),
+                early_stopping: args.early_stopping,
+            }),
         }
     }
 }
@@ -100,6 +108,8 @@ pub struct Continuation {
     pub prefilled: usize,
     /// Tokens in the cache afterwards: of the prompt and the continuation.
     pub cached: usize,
+    /// What beam search found, the best first, with texts.
+    beams: Vec<(Hypothesis, String)>,
     seed: u64,
     prefill: Duration,
     first: Duration,
@@ -109,7 +119,7 @@ pub struct Continuation {
 impl Continuation {
     /// As a JSON object.
     pub fn json(&self, load: Duration) -> Json {
-        json!({
+        let mut answer = json!({
             "text": self.text,
             "ids": self.ids,
             "stop": self.ending.name(),
@@ -120,7 +130,12 @@ impl Continuation {
             "prefill_tps": per_second(self.prefilled, self.prefill),
             "decode_tps": self.decode_tps(),
             "rss_bytes": peak_rss(),
-        })
+        });
+        if !self.beams.is_empty() {
+            let one = |(h, text): &(Hypothesis, String)| json!({ "ids": h.ids, "text": text, "score": h.score });
+            answer["beams"] = self.beams.iter().map(one).collect();
+        }
+        answer
     }
 
     /// As a line for people.
@@ -226,25 +241,12 @@ pub fn continue_prompt(
     let Request { prompt, settings, started } = request;
     let model = *session.model();
     let context = session.config().context as usize;
-    if prompt.is_empty() {
-        bail!("the prompt is empty, and the model has no token to begin with");
-    }
-    if prompt.len() > context {
-        bail!("the prompt has {} tokens, there are {context} positions: shorten it, or raise --ctx", prompt.len());
-    }
-    if session.model().entry(EntryKind::Encode).is_err() {
+    if session.model().entry(EntryKind::Encode).is_err() && !prompt.is_empty() {
         session.select(session.selected().for_prompt(prompt))?;
     }
     let prefill_started = Instant::now();
-    let cached = session.reusable(0, cached.min(prompt.len() - 1) as u32) as usize;
-    let mut past = cached;
-    for tokens in prompt[cached..].chunks(session.config().tokens as usize) {
-        if interrupted.load(Ordering::Relaxed) {
-            break;
-        }
-        run(session, tokens, past)?;
-        past += tokens.len();
-    }
+    let cached = session.reusable(0, cached.min(prompt.len().saturating_sub(1)) as u32) as usize;
+    let mut past = read_prompt(session, prompt, cached, interrupted)?;
     let prefill = prefill_started.elapsed();
 
     let mut chooser = Chooser::new(kernels, settings, model.face.info.vocab, prompt);
@@ -313,9 +315,88 @@ pub fn continue_prompt(
         prompt_tokens: prompt.len(),
         prefilled: past.min(prompt.len()) - cached,
         cached: past,
+        beams: Vec::new(),
         seed: settings.seed,
         prefill,
         first: first.unwrap_or(prefill),
+        decode,
+    })
+}
+
+/// Reads a prompt whose first `cached` tokens the session has already read; gives how many it has read then.
+fn read_prompt(session: &mut Session<'_>, prompt: &[u32], cached: usize, interrupted: &AtomicBool) -> Result<usize> {
+    let context = session.config().context as usize;
+    if prompt.is_empty() {
+        bail!("the prompt is empty, and the model has no token to begin with");
+    }
+    if prompt.len() > context {
+        bail!("the prompt has {} tokens, there are {context} positions: shorten it, or raise --ctx", prompt.len());
+    }
+    let mut past = cached;
+    for tokens in prompt[cached..].chunks(session.config().tokens as usize) {
+        if interrupted.load(Ordering::Relaxed) {
+            break;
+        }
+        run(session, tokens, past)?;
+        past += tokens.len();
+    }
+    Ok(past)
+}
+
+/// Continues a prompt by beam search; all of the text comes at the end.
+fn search(
+    session: &mut Session<'_>,
+    kernels: &'static Kernels,
+    request: Request<'_>,
+    beams: Beams,
+    interrupted: &AtomicBool,
+    emit: Emit<'_>,
+) -> Result<Continuation> {
+    let Request { prompt, settings, started } = request;
+    let model = *session.model();
+    if session.model().entry(EntryKind::Encode).is_err() && !prompt.is_empty() {
+        session.select(session.selected().for_prompt(prompt))?;
+    }
+    let prefill_started = Instant::now();
+    let past = read_prompt(session, prompt, 0, interrupted)?;
+    let (prefill, decode_started) = (prefill_started.elapsed(), Instant::now());
+    let eos = if settings.ignore_eos { &[] } else { model.eos() };
+    let limits = Limits { max_new: settings.max_new, eos, repetition: settings.penalty };
+    let found = beam::search(session, kernels, prompt, beams, limits, interrupted)?;
+    let decode = decode_started.elapsed();
+    let text = |ids: &[u32]| {
+        let mut text = String::new();
+        if let Ok(tokenizer) = model.tokenizer() {
+            let mut decoder = tokenizer.decoder(true);
+            for id in ids {
+                // Writing to a string cannot fail.
+                let _ = decoder.push(*id, &mut text);
+            }
+            let _ = decoder.finish(&mut text);
+        }
+        text
+    };
+    let beams: Vec<(Hypothesis, String)> = found.into_iter().map(|h| (h.clone(), text(&h.ids))).collect();
+    let (ids, text, complete) =
+        beams.first().map_or_else(Default::default, |(h, text)| (h.ids.clone(), text.clone(), h.complete));
+    emit(&text)?;
+    let full = prompt.len() + ids.len() > session.config().context as usize && ids.len() < settings.max_new;
+    Ok(Continuation {
+        ending: match (interrupted.load(Ordering::Relaxed), complete, full) {
+            (true, ..) => Ending::Interrupted,
+            (_, true, _) => Ending::Eos,
+            (_, _, true) => Ending::Context,
+            _ => Ending::Length,
+        },
+        ids,
+        text,
+        prompt_tokens: prompt.len(),
+        prefilled: past,
+        cached: 0,
+        beams,
+        seed: settings.seed,
+        prefill,
+        first: started.elapsed(),
         decode,
     })
 }
@@ -343,11 +424,16 @@ pub fn generate(
     let never = AtomicBool::new(false);
     let wanted = |start: usize| u32::try_from(start.saturating_add(settings.max_new)).unwrap_or(u32::MAX);
     let len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+    let sequences = settings.beams.map_or(1, |b| b.count as u32);
+    let answer = |session: &mut Session<'_>, request: Request<'_>, emit: Emit<'_>| match settings.beams {
+        Some(beams) => search(session, host.kernels, request, beams, &never, emit),
+        None => continue_prompt(session, host.kernels, request, 0, &never, emit),
+    };
     if model.entry(EntryKind::Encode).is_err() {
         let context = host.context(&model, wanted(prompt.len()))?;
-        let config = host.config(&model, context, host.chunk().min(len), 1);
-        let mut session = host.session(model, config, room)?;
-        return continue_prompt(&mut session, host.kernels, request, 0, &never, emit);
+        let mut config = host.config(&model, context, host.chunk().min(len).max(sequences), sequences);
+        config.sequences = sequences;
+        return answer(&mut host.session(model, config, room)?, request, emit);
     }
     if prompt.is_empty() {
         bail!("the text is empty: it has no tokens");
@@ -362,13 +448,13 @@ pub fn generate(
     if len > limit {
         bail!("the text has {len} tokens, the encoder has {limit} positions: shorten it");
     }
-    let mut config = host.config(&model, host.context(&model, wanted(1))?, len, 1);
-    config.source = len;
+    let mut config = host.config(&model, host.context(&model, wanted(1))?, len.max(sequences), sequences);
+    (config.source, config.sequences) = (len, sequences);
     let mut session = host.session(model, config, room)?;
     let encode_started = Instant::now();
     encode(&mut session, prompt)?;
     let encoded = encode_started.elapsed();
-    let mut c = continue_prompt(&mut session, host.kernels, Request { prompt: &[start], ..request }, 0, &never, emit)?;
+    let mut c = answer(&mut session, Request { prompt: &[start], ..request }, emit)?;
     (c.prompt_tokens, c.prefilled) = (prompt.len(), prompt.len());
     c.prefill += encoded;
     Ok(c)

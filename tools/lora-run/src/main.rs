@@ -7,12 +7,13 @@
 //! | [`load`] | from a path to a session: mapping, kernels, threads, arena |
 //! | [`text`] | text to token ids and back |
 //! | [`forward`] | a whole input through a model, chunk by chunk |
-//! | [`generation`], [`stop`] | continuing a prompt |
+//! | [`generation`], [`beam`], [`stop`] | continuing a prompt |
 //! | [`template`] | chat templates |
 //! | [`requests`] | JSON lines in, JSON lines out |
 //! | [`output`], [`stats`] | what is printed, and the numbers that are told |
 //! | `verb` | one file per verb |
 
+mod beam;
 mod cli;
 mod exit;
 mod forward;

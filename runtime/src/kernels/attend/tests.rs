@@ -70,6 +70,11 @@ fn naive(cache: &Cache, a: &Attend<'_>) -> Vec<f32> {
                         let distance = j as isize - i as isize;
                         match a.bias {
                             Bias::None => s,
+                            Bias::Rows(r) => {
+                                let at = (distance + r.offset as isize).clamp(0, r.entry.len() as isize - 1);
+                                let entry = h * r.width + (r.entry[at as usize] as usize).min(r.width - 1);
+                                s + (r.rows[i * r.stride + entry] + r.rows[j * r.stride + r.keys + entry])
+                            }
                             Bias::Alibi(slopes) => s + slopes[h] * distance as f32,
                             Bias::Relative { tables, width, offset } => {
                                 let at = (distance + offset as isize).clamp(0, width as isize - 1);

@@ -17,6 +17,8 @@ pub struct Tile {
     pub(super) head_dim_v: usize,
     /// The step's first block.
     pub(super) block: *const u8,
+    /// The step's first position.
+    pub(super) at: usize,
     /// First and last + 1 position seen, counted from the step's beginning.
     pub(super) from: usize,
     pub(super) to: usize,
@@ -41,6 +43,7 @@ impl Tile {
             head_dim_k: a.head_dim_k,
             head_dim_v: a.head_dim_v,
             block: core::ptr::null(),
+            at: 0,
             from: 0,
             to: 0,
             n: 0,
@@ -51,9 +54,9 @@ impl Tile {
             factor: [1.0; TILE],
         }
     }
-    /// Moves to the positions `from..to` of the step that begins with `block`, for `n` queries.
-    pub fn step(&mut self, block: *const u8, (from, to): (usize, usize), n: usize) {
-        (self.block, self.from, self.to, self.n) = (block, from, to, n);
+    /// Moves to the positions `from..to` of the step that begins with `block` at position `at`, for `n` queries.
+    pub fn step(&mut self, block: *const u8, at: usize, (from, to): (usize, usize), n: usize) {
+        (self.block, self.at, self.from, self.to, self.n) = (block, at, from, to, n);
     }
     /// Names query `i`, its output, its head, and the distance of the step's first position from its own.
     pub fn query(&mut self, i: usize, q: *const f32, out: *mut f32, head: usize, distance: isize) {

@@ -24,6 +24,14 @@ pub unsafe fn weigh<I: Isa>(isa: I, tile: &mut Tile, a: &Attend<'_>, state: *mut
             let s = tile.s.as_mut_ptr().add(i).cast::<f32>();
             let (head, distance) = *tile.place.as_ptr().add(i);
             finish_scores(isa, a, s, (head, distance), range);
+            if let Bias::Rows(rows) = &a.bias {
+                let query = (tile.at as isize - distance) as usize;
+                let mut j = tile.from;
+                while j < tile.to {
+                    *s.add(j) += rows.at(head, query, tile.at + j);
+                    j += 1;
+                }
+            }
             let mut j = range.0 * I::L;
             while j < tile.from {
                 *s.add(j) = f32::NEG_INFINITY;
@@ -94,7 +102,7 @@ unsafe fn finish_scores<I: Isa>(
             );
         }
         match a.bias {
-            Bias::None => {}
+            Bias::None | Bias::Rows(_) => {}
             Bias::Alibi(slopes) => {
                 let slope = isa.splat(*slopes.as_ptr().add(head));
                 each(

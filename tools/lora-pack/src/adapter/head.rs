@@ -88,7 +88,7 @@ pub fn build(merged: &Merged<'_>, task: Task, writer: &mut Writer, consumed: &mu
         writer.tensor(&spec.name, kind, format, (spec.rows, spec.cols), &bytes)?;
         consumed.extend(spec.parts.iter().filter_map(|p| match &p.source {
             Source::Checkpoint { name, .. } | Source::Gather { name, .. } => Some(name.clone()),
-            Source::Values(_) | Source::Zeros => None,
+            Source::Product(_) | Source::Values(_) | Source::Zeros => None,
         }));
     }
     for (r, op) in ops.iter_mut().zip(&entry.ops[head.op..]) {

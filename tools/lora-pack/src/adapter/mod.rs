@@ -213,10 +213,27 @@ fn every_change_has_a_place(merged: &Merged<'_>, after: &Lowered, consumed: &BTr
         .flat_map(|t| &t.parts)
         .filter_map(|p| match &p.source {
             Source::Checkpoint { name, .. } | Source::Gather { name, .. } => Some(name.as_str()),
-            Source::Values(_) | Source::Zeros => None,
+            Source::Product(_) | Source::Values(_) | Source::Zeros => None,
+        })
+        .collect();
+    // Products were computed while packing the base: nothing can be added to them afterwards.
+    let fixed: BTreeSet<&str> = after
+        .tensors
+        .iter()
+        .flat_map(|t| &t.parts)
+        .filter_map(|p| match &p.source {
+            Source::Product(p) => Some(p),
+            _ => None,
+        })
+        .flat_map(|p| {
+            let norm = p.norm.iter().flat_map(|(weight, bias, _)| [weight.as_str(), bias.as_str()]);
+            norm.chain([p.table.as_str(), p.matrix.as_str(), p.bias.as_str()])
         })
         .collect();
     for change in changed_sources(merged) {
+        if fixed.contains(change.as_str()) {
+            bail!("{change}: the base's relative positions went through it when it was packed; use `lora-pack merge`");
+        }
         if read.contains(change.as_str()) && !consumed.contains(&change) {
             bail!("{change}: the adapter changes it, and it has no place in unmerged mode; use `lora-pack merge`");
         }

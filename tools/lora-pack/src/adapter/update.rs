@@ -103,7 +103,7 @@ impl<'a, 'b> Updates<'a, 'b> {
         let spec = &self.after.tensors[slot.tensor as usize];
         let names = spec.parts.iter().filter_map(|p| match &p.source {
             Source::Checkpoint { name, .. } | Source::Gather { name, .. } => Some(name),
-            Source::Values(_) | Source::Zeros => None,
+            Source::Product(_) | Source::Values(_) | Source::Zeros => None,
         });
         let touched: Vec<String> = names.filter(|n| self.changed.contains(*n)).cloned().collect();
         let change = match touched.is_empty() {

@@ -42,6 +42,7 @@ fn together(role: Role) -> &'static [Role] {
         Role::Value => &[Role::Value],
         Role::AttentionOut => &[Role::AttentionOut],
         Role::Down => &[Role::Down],
+        Role::Router => &[Role::Router],
         Role::Embedding => &[Role::Embedding],
         Role::TiedEmbedding => &[Role::TiedEmbedding],
         Role::SmallEmbedding => &[Role::SmallEmbedding],
@@ -54,7 +55,7 @@ fn together(role: Role) -> &'static [Role] {
 fn candidates(role: Role) -> &'static [WeightFormat] {
     use WeightFormat::{Q4, Q5, Q6, Q8, Q8R};
     match role {
-        Role::SmallEmbedding | Role::TaskHead => &[],
+        Role::SmallEmbedding | Role::TaskHead | Role::Router => &[],
         Role::Embedding | Role::TiedEmbedding | Role::Head => &[Q4, Q5, Q6, Q8R],
         _ => &[Q4, Q5, Q6, Q8],
     }

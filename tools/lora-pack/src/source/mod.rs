@@ -17,6 +17,7 @@ mod map;
 pub mod model;
 pub mod pickle;
 pub mod safetensors;
+pub mod sentence;
 pub mod tensors;
 pub mod tokenizer;
 mod zip;

@@ -63,6 +63,11 @@ pub fn run(args: &Args) -> Result<()> {
     let model = host.model()?;
     check_task(&model, &[Task::CausalLm])?;
     let template = ChatTemplate::of(&model)?;
+    if args.sampling.beams.is_some() {
+        bail!(
+            "a chat shows its text as it comes, and beam search only has it at the end: use `lora-run generate --chat --beams`"
+        );
+    }
     let settings = Settings::new(&args.sampling, &model);
     let context = host.context(&model, CONTEXT)?;
     let mut config = host.config(&model, context, host.chunk().min(context), 1);

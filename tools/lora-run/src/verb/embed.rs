@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use lora_runtime::Model;
 use lora_runtime::format::Task;
+use lora_runtime::session::arena::Rows;
 use serde_json::{Value as Json, json};
 
 use super::check_task;
@@ -48,7 +49,7 @@ pub fn run(args: &Args) -> Result<()> {
     serve(requests.file.as_deref(), || json!({ "text": args.text.text() }), requests.json, answer, show)
 }
 
-/// The output that holds a pooled vector of length one.
+/// The output that holds the pooled vector.
 pub fn pooled_output(model: &Model<'_>, pool: Option<&str>) -> &'static str {
     match (pool, model.face.info.pooling) {
         (Some("cls"), _) | (None, 2) => "cls_pooled",
@@ -74,11 +75,31 @@ pub fn embed(
     let entry = Steps::of(&model, tokens.len(), host.chunk()).entry;
     let mut vector = Vec::new();
     run_alone(host, model, room, Ids { tokens: &tokens, types: &types }, |_, session| {
-        let rows = session.output(entry, output).with_context(|| format!("output {output}"))?;
-        vector = rows.row(0).to_vec();
+        let named = |name: &str| session.output(entry, name).with_context(|| format!("output {name}"));
+        vector = match model.file.info.normalize {
+            0 => pool(named("last_hidden_state")?, output),
+            _ => named(output)?.row(0).to_vec(),
+        };
         Ok(())
     })?;
     Ok(vector)
+}
+
+/// The pooled vector of a model whose vectors keep their length; the outputs of the file have length one.
+fn pool(rows: Rows<'_>, output: &str) -> Vec<f32> {
+    let last = rows.len() - 1;
+    match output {
+        "cls_pooled" => rows.row(0).to_vec(),
+        "last_pooled" => rows.row(last).to_vec(),
+        _ => {
+            let mut sum = rows.row(0).to_vec();
+            for i in 1..=last {
+                sum.iter_mut().zip(rows.row(i)).for_each(|(s, x)| *s += x);
+            }
+            sum.iter_mut().for_each(|s| *s /= rows.len() as f32);
+            sum
+        }
+    }
 }
 
 fn show(answer: &Json) -> String {

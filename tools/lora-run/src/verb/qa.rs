@@ -22,9 +22,9 @@ Examples:
   lora-run qa qa.lpk --question 'Who keeps it?' --context 'The harbour master keeps a notebook.'
   lora-run qa qa.lpk --file questions.jsonl --json > answers.jsonl
       a line in:  {\"question\": \"Who keeps it?\", \"context\": \"The harbour master keeps a notebook.\"}
-      a line out: {\"answer\": \"The harbour master\", \"start\": 0, \"end\": 18, \"score\": 11.5}
+      a line out: {\"answer\": \"The harbour master\", \"start\": 0, \"end\": 18, \"score\": 11.5, \"no_answer_score\": -3.1}
 
-The score is the sum of the start and end logits. A context beyond the model's positions is read in overlapping windows.")]
+The score is the sum of the start and end logits, that of no answer their sum at the first token. A context beyond the model's positions is read in overlapping windows.")]
 pub struct Args {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -54,6 +54,9 @@ pub struct Args {
     /// Longest answer in tokens
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_answer: u32,
+    /// Answer with nothing where no answer scores more than the best one by this much: for models that were trained to
+    #[arg(long, value_name = "MARGIN", allow_hyphen_values = true)]
+    pub no_answer: Option<f32>,
     /// Print one JSON object (with --file one a line)
     #[arg(long)]
     pub json: bool,
@@ -75,19 +78,31 @@ pub fn run(args: &Args) -> Result<()> {
     let answer = |request: &Json| {
         let (question, context) = (text(request, "question")?, text(request, "context")?);
         let encoding = encode(&model, question.into(), Some(context.into()), true)?;
-        let mut best: Option<Best> = None;
+        let (mut best, mut nothing): (Option<Best>, _) = (None, f32::INFINITY);
         for window in windows(encoding, positions(&model) as usize)? {
             let (start, end) = logits(&host, model, &mut room, &window)?;
+            // A window that holds the answer says so, the others need not.
+            nothing = nothing.min(start[0] + end[0]);
             let found = best_span(&window.tokens, &start, &end, args.max_answer as usize);
             best = [best, found].into_iter().flatten().reduce(|a, b| if b.score > a.score { b } else { a });
         }
         let best = best.context("the context has no tokens")?;
+        if args.no_answer.is_some_and(|margin| nothing > best.score + margin) {
+            return Ok(json!({
+                "answer": "",
+                "start": 0,
+                "end": 0,
+                "score": number(best.score),
+                "no_answer_score": number(nothing),
+            }));
+        }
         let characters = |byte: u32| context.get(..byte as usize).unwrap_or(context).chars().count();
         Ok(json!({
             "answer": context.get(best.start as usize..best.end as usize).unwrap_or(""),
             "start": characters(best.start),
             "end": characters(best.end),
             "score": number(best.score),
+            "no_answer_score": number(nothing),
         }))
     };
     serve(args.file.as_deref(), single, args.json, answer, show)

@@ -88,7 +88,9 @@ fn scores(
     let wanted = embed(host, model, room, query, output, truncate)?;
     let score = |document: &&str| -> Result<f32> {
         let vector = embed(host, model, room, document, output, truncate)?;
-        Ok(wanted.iter().zip(&vector).map(|(a, b)| a * b).sum())
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let lengths = dot(&wanted, &wanted) * dot(&vector, &vector);
+        Ok(if lengths > 0.0 { dot(&wanted, &vector) / lengths.sqrt() } else { 0.0 })
     };
     documents.iter().map(score).collect()
 }

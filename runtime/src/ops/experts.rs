@@ -1,0 +1,166 @@
+//! Mixtures of experts: which experts a row takes, and linear layers whose matrix depends on the row.
+//!
+//! Rows are independent, so neither the step's size nor the other rows change a row's bits. As in
+//! [`linear`](super::linear), work is cut by panels; within a block of tokens, those of the same expert go through its
+//! panels together.
+
+use super::Context;
+use super::linear::{TASKS_PER_THREAD, TOKEN_BLOCK};
+use crate::format::record::{NONE, Operand};
+use crate::format::view::{File, Tensor};
+use crate::kernels::{ActRows, Kernels, MAX_TOKENS};
+use crate::program::op::{MAX_CHOSEN, Op};
+use crate::session::arena::{ColsMut, Rows};
+use crate::weights::PANEL_ROWS;
+
+pub fn route(cx: &mut Context<'_, '_>, a: Operand, out: Operand, width: usize, chosen: usize, normalize: bool) {
+    let kernels = cx.kernels;
+    let keep = |row: &mut [f32]| {
+        kernels.softmax_in_place(row);
+        let (mut index, mut value) = ([0_u32; MAX_CHOSEN as usize], [0.0_f32; MAX_CHOSEN as usize]);
+        let found = kernels.top_k(row, &mut index[..chosen], &mut value[..chosen]);
+        row.fill(0.0);
+        let total = if normalize { value[..found].iter().fold(0.0, |sum, v| sum + v) } else { 1.0 };
+        for (i, v) in index[..found].iter().zip(&value) {
+            row[*i as usize] = v / total;
+        }
+    };
+    if a == out {
+        cx.arena.out(out, width).each_row(cx.workers, |_, row| keep(row));
+    } else {
+        let (out, [a]) = cx.arena.split((out, width), [(a, width)]);
+        out.each_row(cx.workers, |i, row| {
+            row.copy_from_slice(a.row(i));
+            keep(row);
+        });
+    }
+}
+
+struct Job<'s, 'm> {
+    kernels: &'static Kernels,
+    file: File<'m>,
+    x: Rows<'s>,
+    route: Rows<'s>,
+    /// Tensor of the first expert.
+    first: u32,
+    slot: usize,
+    weighted: bool,
+    add: bool,
+}
+
+pub fn linear(cx: &mut Context<'_, '_>, op: &Op) {
+    let Op::ExpertLinear { a, route, out, weight, experts, slot, weighted, add, width } = *op else { return };
+    let Some(Tensor::Panels { cols, .. }) = cx.file.tensor(weight) else { return };
+    let (file, kernels) = (cx.file, cx.kernels);
+    let (y, [x, route]) = cx.arena.split((out, width as usize), [(a, cols), (route, experts as usize)]);
+    let job = Job { kernels, file, x, route, first: weight, slot: slot as usize, weighted, add };
+    let panels = (width as usize).div_ceil(PANEL_ROWS);
+    let per_task = panels.div_ceil(cx.workers.count() * TASKS_PER_THREAD).max(1);
+    y.each_block(cx.workers, PANEL_ROWS, per_task, |cols| job.task(cols));
+}
+
+impl Job<'_, '_> {
+    /// The expert of a row, or [`NONE`].
+    fn choice(&self, row: usize) -> u32 {
+        let taken = self.route.row(row).iter().enumerate().filter(|(_, weight)| **weight != 0.0);
+        taken.map(|(expert, _)| expert as u32).nth(self.slot).unwrap_or(NONE)
+    }
+
+    /// Computes one range of panels for all rows.
+    fn task(&self, mut out: ColsMut<'_>) {
+        let n = self.x.len();
+        for first in (0..n).step_by(TOKEN_BLOCK) {
+            let mut choices = [NONE; TOKEN_BLOCK];
+            let choices = &mut choices[..TOKEN_BLOCK.min(n - first)];
+            for (i, choice) in choices.iter_mut().enumerate() {
+                *choice = self.choice(first + i);
+            }
+            for (i, expert) in choices.iter().enumerate() {
+                if *expert == NONE {
+                    if !self.add {
+                        out.row(first + i).fill(0.0);
+                    }
+                } else if !choices[..i].contains(expert) {
+                    self.expert(*expert, first, choices, &mut out);
+                }
+            }
+        }
+    }
+
+    /// One expert's panels for the rows from `first` on that chose it.
+    fn expert(&self, expert: u32, first: usize, choices: &[u32], out: &mut ColsMut<'_>) {
+        let Some(Tensor::Panels { format, cols, data, .. }) = self.file.tensor(self.first + expert) else { return };
+        let panel_bytes = format.panel_bytes(cols);
+        let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
+        for p in 0..out.width().div_ceil(PANEL_ROWS) {
+            let panel = &data[(out.first_block + p) * panel_bytes..][..panel_bytes];
+            let mut from = 0;
+            while let Some(run) = Run::next(choices, expert, from) {
+                let rows = self.x.span(first + run.start, (run.count - 1) * run.step + 1);
+                let rows = ActRows::new(rows, self.x.stride() * run.step);
+                let tile = &mut tile[..run.count];
+                self.kernels.linear_panel(format, &self.file.header.codebook, panel, cols, rows, tile);
+                for (i, sums) in tile.iter().enumerate() {
+                    let row = first + run.start + i * run.step;
+                    let weight = if self.weighted { self.route.row(row)[expert as usize] } else { 1.0 };
+                    for (y, sum) in out.row(row)[p * PANEL_ROWS..].iter_mut().zip(sums) {
+                        let value = sum * weight;
+                        *y = if self.add { *y + value } else { value };
+                    }
+                }
+                from = run.start + (run.count - 1) * run.step + 1;
+            }
+        }
+    }
+}
+
+/// Neighbouring rows of one expert that lie equally far apart: what a kernel takes at once.
+struct Run {
+    start: usize,
+    step: usize,
+    count: usize,
+}
+
+impl Run {
+    /// The first run at or after `from`.
+    fn next(choices: &[u32], expert: u32, from: usize) -> Option<Self> {
+        let mut rows = choices.iter().enumerate().skip(from).filter(|(_, e)| **e == expert).map(|(i, _)| i);
+        let start = rows.next()?;
+        let mut run = Self { start, step: 1, count: 1 };
+        let mut last = start;
+        for row in rows {
+            if run.count == 1 {
+                run.step = row - start;
+            }
+            if row - last != run.step || run.count == MAX_TOKENS {
+                break;
+            }
+            (last, run.count) = (row, run.count + 1);
+        }
+        Some(run)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_equally_spaced_and_cover_every_row() {
+        let choices = [7, 1, 7, 2, 7, 7, 1, 7, 9, 9, 7];
+        let check = |expert, expected: &[(usize, usize, usize)]| {
+            let mut from = 0;
+            for run in expected {
+                let r = Run::next(&choices, expert, from).unwrap();
+                assert_eq!((r.start, r.step, r.count), *run);
+                from = r.start + (r.count - 1) * r.step + 1;
+            }
+            assert!(Run::next(&choices, expert, from).is_none());
+        };
+        check(7, &[(0, 2, 3), (5, 2, 2), (10, 1, 1)]);
+        check(1, &[(1, 5, 2)]);
+        check(9, &[(8, 1, 2)]);
+        check(3, &[]);
+        assert_eq!(Run::next(&[4; 40], 4, 0).map(|r| r.count), Some(MAX_TOKENS));
+    }
+}
