@@ -188,6 +188,9 @@ pub struct AdapterArgs {
     /// Accept unknown adapter settings (each is still reported)
     #[arg(long)]
     pub force: bool,
+    /// Accept a base without tokenizer files
+    #[arg(long)]
+    pub no_tokenizer: bool,
     /// Print one JSON object instead of the summary
     #[arg(long)]
     pub json: bool,

@@ -25,7 +25,7 @@ use serde_json::Value;
 use crate::calibrate::auto::{self, Budget};
 use crate::calibrate::compare::{Distance, Side, compare};
 use crate::calibrate::{self, Calibrated, Effort, Job, Ready, Summary, Twin, own};
-use crate::compile::tokenizer::compile_tokenizer;
+use crate::compile::tokenizer::{Compiled, compile_tokenizer};
 use crate::golden;
 use crate::keep;
 use crate::merge::{Merged, TaskType};
@@ -338,17 +338,7 @@ impl Writing<'_, '_> {
     ) -> Result<PackReport> {
         let Self { base, merged, options, lowered, ready } = *self;
         let config = merged.config();
-        let tokenizer = match &merged.tokenizer().tokenizer_json {
-            Some(json) => Some(compile_tokenizer(json, lowered.vocab).context("tokenizer.json")?),
-            None if options.no_tokenizer => None,
-            None if let Some(problem) = &merged.tokenizer().problem => {
-                bail!("{}: {problem}; --no-tokenizer packs a model of token ids", base.dir.display())
-            }
-            None => bail!(
-                "tokenizer.json is missing from {}: without it, --no-tokenizer packs a model of token ids",
-                base.dir.display()
-            ),
-        };
+        let tokenizer = tokenizer(base, merged, lowered.vocab, options)?;
         let sentence = match lowered.task {
             Task::FeatureExtraction | Task::Other => sentence::read(&base.dir)?,
             _ => None,
@@ -460,6 +450,26 @@ impl Writing<'_, '_> {
             distance: None,
             seconds: 0.0,
         })
+    }
+}
+
+/// The compiled tokenizer of a model with `vocab` ids; `None` where it has none and that was asked for.
+pub(crate) fn tokenizer(
+    base: &BaseModel,
+    merged: &Merged<'_>,
+    vocab: u32,
+    options: &PackOptions,
+) -> Result<Option<Compiled>> {
+    match &merged.tokenizer().tokenizer_json {
+        Some(json) => Ok(Some(compile_tokenizer(json, vocab).context("tokenizer.json")?)),
+        None if options.no_tokenizer => Ok(None),
+        None if let Some(problem) = &merged.tokenizer().problem => {
+            bail!("{}: {problem}; --no-tokenizer packs a model of token ids", base.dir.display())
+        }
+        None => bail!(
+            "tokenizer.json is missing from {}: without it, --no-tokenizer packs a model of token ids",
+            base.dir.display()
+        ),
     }
 }
 

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::compile::tokenizer::compile_tokenizer;
 use crate::merge::{AdapterSpec, MergeOptions, Merged, Note, Purpose};
-use crate::pack::{PackOptions, View, info, label_names, task_of};
+use crate::pack::{PackOptions, View, info, label_names, task_of, tokenizer};
 use crate::quantize::Q4_TABLE;
 use crate::source::BaseModel;
 use crate::write::{LpkWriter, Tables};
@@ -74,6 +74,7 @@ pub fn pack_adapter(
     {
         bail!("the adapter changes the base's program, which only merging can do");
     }
+    base_is_sound(base, &plain, &before, options)?;
     let mut writer = Writer::new(LpkWriter::create(out)?, options.format);
     let mut updates = Updates::new(&plain, &merged, &before, &after);
     let head_slots = before.entries.iter().find_map(|e| e.head).map_or(usize::MAX, |h| h.slots);
@@ -141,6 +142,26 @@ pub fn pack_adapter(
         head: own_head,
         notes: merged.notes().to_vec(),
     })
+}
+
+/// Refuses a base that could not be packed itself, so that a broken download is found here and not on the device: its
+/// tokenizer has to compile, its numbers have to be finite.
+fn base_is_sound(base: &BaseModel, plain: &Merged<'_>, lowered: &Lowered, options: &PackOptions) -> Result<()> {
+    tokenizer(base, plain, lowered.vocab, options)?;
+    let names: BTreeSet<&str> = lowered
+        .tensors
+        .iter()
+        .flat_map(|t| &t.parts)
+        .filter_map(|part| match &part.source {
+            Source::Checkpoint { name, .. } | Source::Gather { name, .. } => Some(name.as_str()),
+            _ => None,
+        })
+        .collect();
+    for name in names {
+        plain.tensor_f32(name)?;
+        base.tensors().release();
+    }
+    Ok(())
 }
 
 fn meta(base: &BaseModel, merged: &Merged<'_>, options: &PackOptions) -> BTreeMap<String, String> {

@@ -29,6 +29,7 @@ pub fn run(args: &AdapterArgs) -> Result<()> {
     let options = PackOptions {
         labels: args.labels.as_deref().map(labels).transpose()?,
         task: args.task,
+        no_tokenizer: args.no_tokenizer,
         ..PackOptions::new(args.quant)
     };
     let report = pack_adapter(&base, &spec, &merge, &options, &args.out)?;
