@@ -137,7 +137,7 @@ pub fn adapter(kind: Kind, seed: u64, format: WeightFormat) -> Aligned {
     write_base(&base);
     write_adapter(&own, kind, seed);
     let out = dir.path().join("a.lpk");
-    let options = PackOptions::new(format);
+    let options = PackOptions { no_tokenizer: true, ..PackOptions::new(format) };
     let base = BaseModel::open(&base).unwrap();
     pack_adapter(&base, &AdapterSpec::new(&own), &MergeOptions::default(), &options, &out).unwrap();
     aligned(&std::fs::read(out).unwrap())
