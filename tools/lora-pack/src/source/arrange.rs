@@ -26,13 +26,15 @@ pub enum Arrangement {
     Transposed,
     /// One was added to every element (Gemma's norms).
     PlusOne,
+    /// The only row of a matrix, as a vector (the gate of a shared expert).
+    Row,
 }
 
 impl Arrangement {
     /// Of a matrix of `rows` rows, the stored row that is the checkpoint's row `r`; `r` itself where rows stay.
     pub fn stored_row(self, r: usize, rows: usize) -> usize {
         match self {
-            Self::Same | Self::Transposed | Self::PlusOne => r,
+            Self::Same | Self::Transposed | Self::PlusOne | Self::Row => r,
             Self::Pairs { head_dim } => {
                 let (head, at) = (r / head_dim, r % head_dim);
                 head * head_dim + 2 * (at % (head_dim / 2)) + at / (head_dim / 2)
@@ -48,6 +50,26 @@ impl Arrangement {
         }
     }
 
+    /// The shape that is stored for the checkpoint's.
+    pub fn stored_shape(self, mut shape: Vec<usize>) -> Vec<usize> {
+        match self {
+            Self::Transposed => shape.reverse(),
+            Self::Row => drop(shape.remove(0)),
+            _ => {}
+        }
+        shape
+    }
+
+    /// The checkpoint's shape for the one that is stored.
+    pub fn checkpoint_shape(self, mut shape: Vec<usize>) -> Vec<usize> {
+        match self {
+            Self::Transposed => shape.reverse(),
+            Self::Row if shape.len() == 1 => shape.insert(0, 1),
+            _ => {}
+        }
+        shape
+    }
+
     /// Whether a tensor of this shape (the checkpoint's) can have been stored so.
     pub fn fits(self, shape: &[usize]) -> bool {
         let rows = shape.first().copied().unwrap_or(1);
@@ -56,6 +78,7 @@ impl Arrangement {
             Self::Pairs { head_dim } => head_dim > 0 && head_dim.is_multiple_of(2) && rows.is_multiple_of(head_dim),
             Self::Blocks { queries, head_dim } => head_dim > 0 && rows.is_multiple_of((queries + 2) * head_dim),
             Self::Transposed => shape.len() == 2,
+            Self::Row => shape.len() == 2 && rows == 1,
         }
     }
 
@@ -73,7 +96,7 @@ impl Arrangement {
         let rows = shape.first().copied().unwrap_or(1).max(1);
         let cols = values.len() / rows;
         match self {
-            Self::Same => values,
+            Self::Same | Self::Row => values,
             Self::PlusOne => {
                 values.iter_mut().for_each(|v| *v += if to_stored { 1.0 } else { -1.0 });
                 values

@@ -21,7 +21,9 @@ pub struct Sentence {
 /// A module or a kind of pooling that changes the vectors and is not supported.
 pub fn read(dir: &Path) -> Result<Option<Sentence>, SourceError> {
     let path = dir.join("modules.json");
-    let Some(modules) = json::read_if_there(&path)? else { return Ok(None) };
+    // A base may be a single file.
+    let modules = if dir.is_dir() { json::read_if_there(&path)? } else { None };
+    let Some(modules) = modules else { return Ok(None) };
     let modules = modules.as_array().ok_or_else(|| SourceError::file(&path, "not a list of modules"))?;
     let (mut pooling, mut normalize) = (None, false);
     for (i, module) in modules.iter().enumerate() {

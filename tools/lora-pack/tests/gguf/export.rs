@@ -7,7 +7,7 @@ use lora_pack::merge::{MergeOptions, Merged};
 use lora_pack::source::gguf::writer::Item;
 use lora_pack::source::{BaseModel, Dtype};
 
-use crate::kit::{Gguf, Tensor, counting};
+use crate::kit::{Gguf, Tensor, counting, mixture};
 
 /// A llama with a tokenizer.
 pub fn model() -> Gguf {
@@ -45,6 +45,27 @@ fn floats_come_back_to_the_bit() {
     assert_eq!(base.tokenizer.tokenizer_json, back.tokenizer.tokenizer_json);
     assert_eq!(base.tokenizer.chat_template, back.tokenizer.chat_template);
     for field in ["hidden_size", "rope_theta", "rms_norm_eps", "tie_word_embeddings", "bos_token_id", "eos_token_id"] {
+        assert_eq!(base.config[field], back.config[field], "{field}");
+    }
+}
+
+#[test]
+fn experts_are_taken_apart_and_stacked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut gguf = model();
+    // More than ten: by number, not by name.
+    mixture(&mut gguf, 12, 12);
+    let base = gguf.open().unwrap();
+    assert_eq!(base.config["model_type"], "mixtral");
+    assert_eq!((&base.config["num_local_experts"], &base.config["intermediate_size"]), (&12.into(), &12.into()));
+    let up = base.read_f32("model.layers.0.block_sparse_moe.experts.11.w3.weight").unwrap();
+    assert_eq!((up.len(), up[0], up[95]), (96, (11.0 * 96.0) * 0.02, (11.0 * 96.0 + 95.0) * 0.02));
+    let back = BaseModel::open(&export(&base, &dir.path().join("out.gguf"), "f32")).unwrap();
+    assert_eq!(base.tensors().len(), back.tensors().len());
+    for t in base.tensors().iter() {
+        assert!(t.same_as(&back.tensors().get(t.name).unwrap()), "{}", t.name);
+    }
+    for field in ["model_type", "num_local_experts", "num_experts_per_tok", "intermediate_size"] {
         assert_eq!(base.config[field], back.config[field], "{field}");
     }
 }

@@ -3,7 +3,7 @@
 use lora_pack::source::Dtype;
 use lora_pack::source::gguf::writer::Item;
 
-use crate::kit::{Gguf, Tensor, counting, open};
+use crate::kit::{Gguf, Tensor, counting, mixture, open};
 
 fn message(bytes: &[u8]) -> String {
     open(bytes).unwrap_err().to_string()
@@ -85,7 +85,16 @@ fn what_is_wrong_is_named() {
         &|g| g.meta("llama.attention.head_count_kv", Item::Integers(vec![1, 2])),
         &["head_count_kv", "layer to layer"],
     );
-    refused(&|g| g.meta("llama.expert_count", Item::Count(8)), &["expert_count"]);
+    refused(&|g| g.meta("llama.expert_count", Item::Count(8)), &["expert_used_count", "missing"]);
+    refused(&|g| mixture(g, 2, 3), &["blk.0.ffn_gate_exps.weight", "3 experts", "say 2"]);
+    refused(
+        &|g| {
+            mixture(g, 2, 2);
+            g.meta("llama.expert_gating_func", Item::Count(2));
+        },
+        &["expert_gating_func", "not supported"],
+    );
+    refused(&|g| g.set("blk.0.ffn_up_exps.weight", counting(&[2, 12, 8], 1.0)), &["ffn_up_exps.weight", "no place"]);
     refused(&|g| g.meta("llama.rope.scaling.type", Item::Text("spiral".into())), &["rope.scaling.type", "spiral"]);
     refused(&|g| g.meta("general.alignment", Item::Count(24)), &["general.alignment", "power of two"]);
     refused(&|g| g.set("blk.0.attn_sinks.weight", counting(&[2], 1.0)), &["'blk.0.attn_sinks.weight'", "no place"]);

@@ -98,6 +98,19 @@ impl Gguf {
     }
 }
 
+/// Makes the layer's MLP a mixture that says `said` experts and has stacks of `stacked`.
+pub fn mixture(gguf: &mut Gguf, said: u32, stacked: usize) {
+    gguf.tensors.retain(|(name, _)| !["ffn_gate", "ffn_up", "ffn_down"].iter().any(|f| name.contains(f)));
+    gguf.meta("llama.expert_count", Item::Count(said));
+    gguf.meta("llama.expert_used_count", Item::Count(1));
+    gguf.set("blk.0.ffn_gate_inp.weight", counting(&[stacked, 8], 0.01));
+    for (name, shape, by) in
+        [("gate", [stacked, 12, 8], 0.01), ("up", [stacked, 12, 8], 0.02), ("down", [stacked, 8, 12], 0.03)]
+    {
+        gguf.set(&format!("blk.0.ffn_{name}_exps.weight"), counting(&shape, by));
+    }
+}
+
 /// Opens bytes as a model file.
 pub fn open(bytes: &[u8]) -> Result<BaseModel, SourceError> {
     let dir = tempfile::tempdir().unwrap();

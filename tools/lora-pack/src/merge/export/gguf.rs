@@ -1,5 +1,6 @@
 //! The merged model as a GGUF file, for llama.cpp and its kin.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -7,12 +8,13 @@ use anyhow::{Context, Result, bail};
 use half::{bf16, f16};
 use serde_json::Value;
 
+use super::metadata::Tied;
 use super::{metadata, vocabulary};
 use crate::merge::{Level, Merged, Note};
 use crate::source::arrange::Arrangement;
 use crate::source::gguf::container::type_number;
 use crate::source::gguf::file_name::{FileName, size_label};
-use crate::source::gguf::names::{self, Heads, Rules};
+use crate::source::gguf::names::{self, Heads, Place, Rules};
 use crate::source::gguf::quantize;
 use crate::source::gguf::writer::{self, Item, Planned};
 use crate::source::{Dtype, TensorView, quote};
@@ -68,6 +70,9 @@ pub struct Written {
     pub notes: Vec<Note>,
 }
 
+/// The word embedding.
+const EMBEDDING: &str = "token_embd.weight";
+
 /// Modules and tensors that llama.cpp's files leave out: it computes without them, or computes them itself.
 const LEFT_OUT: &[&str] = &[
     ".pooler.dense.weight",
@@ -103,7 +108,7 @@ pub fn write(merged: &Merged, out: &Path, encoding: Encoding, force: bool) -> Re
     let file = FileName::of(&base_name, parameters);
     let mut pairs = general(&file, family.gguf, encoding, parameters);
     pairs.extend(metadata::architecture(config, family)?);
-    let rows = items.iter().find(|i| i.plan.name == "token_embd.weight").map(|i| i.plan.shape[0]);
+    let rows = items.iter().find(|i| i.plan.name == EMBEDDING).map(|i| i.plan.shape[0]);
     let rows = rows.context("the model has no word embedding")?;
     let generation = merged.base().generation_config.as_ref();
     pairs.extend(vocabulary::pairs(merged.tokenizer(), rows, config, generation).context("tokenizer")?);
@@ -113,6 +118,9 @@ pub fn write(merged: &Merged, out: &Path, encoding: Encoding, force: bool) -> Re
             bail!("GGUF cannot say everything that this model needs: {difference} (--force writes it nevertheless)");
         }
         let text = format!("cannot say everything that this model needs: {difference}");
+        notes.push(Note { level: Level::Warning, about: "GGUF".into(), text });
+    }
+    if let Some(text) = metadata::left_to_the_reader(config, family)? {
         notes.push(Note { level: Level::Warning, about: "GGUF".into(), text });
     }
     let path = if out.is_dir() { out.join(file.file(encoding.label().0)) } else { out.to_owned() };
@@ -142,8 +150,8 @@ struct Content {
 }
 
 enum Source {
-    /// A tensor of the merged model, rearranged.
-    Tensor(String, Arrangement),
+    /// Tensors of the merged model, one after the other, rearranged and multiplied.
+    Tensors(Vec<String>, Arrangement, f32),
     /// Numbers.
     Values(Vec<f32>),
 }
@@ -156,9 +164,14 @@ fn items(
     encoding: Encoding,
     notes: &mut Vec<Note>,
 ) -> Result<Vec<Content>> {
-    let tied = metadata::is_tied(merged.config())?;
-    let mut out: Vec<Content> = Vec::new();
+    let tied = metadata::tied(merged.config(), family)?;
+    let words = WordTable::of(merged)?;
+    // GGUF's name → the checkpoint's tensors by number, and how they are stored.
+    let mut places: BTreeMap<String, (BTreeMap<usize, String>, Arrangement)> = BTreeMap::new();
     for name in merged.names() {
+        if words.copies.iter().any(|c| c == name) {
+            continue;
+        }
         let dotted = format!(".{name}");
         if LEFT_OUT.iter().any(|l| dotted.ends_with(l)) {
             if dotted.ends_with(".pooler.dense.weight") {
@@ -167,35 +180,102 @@ fn items(
             }
             continue;
         }
-        // Files leave the backbone's prefix out or write it, as the class had a head or not.
-        let bare = ["bert.", "model.", "transformer.", "gpt_neox."].iter().find_map(|p| name.strip_prefix(p));
-        let spellings =
-            [name.to_owned(), format!("model.{name}"), format!("transformer.{name}"), format!("gpt_neox.{name}")];
-        let found = spellings.iter().map(String::as_str).chain(bare).find_map(|n| rules.to_gguf(n));
-        let Some((gguf, arrangement)) = found else {
+        let place = match words.name.as_deref() == Some(name) {
+            true => Some(Place { name: EMBEDDING.into(), arrangement: Arrangement::Same, expert: None }),
+            false => spellings(name).iter().find_map(|n| rules.to_gguf(n)),
+        };
+        let Some(Place { name: gguf, arrangement, expert }) = place else {
             bail!("tensor {} has no place in GGUF's architecture {}", quote(name), family.gguf);
         };
-        if tied && gguf == "output.weight" {
+        if tied != Tied::No && gguf == "output.weight" {
             continue;
         }
-        let mut shape = merged.shape(name).unwrap_or_default().to_vec();
-        if !arrangement.fits(&shape) {
-            bail!("tensor {}: shape {shape:?} does not fit the sizes of the heads", quote(name));
-        }
-        if arrangement == Arrangement::Transposed {
-            shape.reverse();
-        }
-        if out.iter().any(|i| i.plan.name == gguf) {
-            continue;
-        }
-        let dtype = dtype_of(merged, name, &gguf, &shape, arrangement, encoding);
-        out.push(Content {
-            plan: Planned { name: gguf, dtype, shape },
-            source: Source::Tensor(name.to_owned(), arrangement),
-        });
+        let parts = &mut places.entry(gguf).or_insert_with(|| (BTreeMap::new(), arrangement)).0;
+        parts.entry(expert.unwrap_or(0)).or_insert_with(|| name.to_owned());
     }
-    out.sort_by_key(|i| (i.plan.name != "token_embd.weight", i.plan.name.clone()));
+    let mut out = Vec::new();
+    for (gguf, (parts, arrangement)) in places {
+        let stacked = gguf.contains("_exps.");
+        if stacked && parts.keys().copied().ne(0..parts.len()) {
+            bail!("tensor {gguf}: experts are missing between others");
+        }
+        out.push(content(merged, gguf, parts.into_values().collect(), arrangement, stacked, encoding)?);
+    }
+    if let Tied::Scaled(factor) = tied {
+        let embedding = out.iter().find(|c| c.plan.name == EMBEDDING).map(|c| &c.source);
+        let Some(Source::Tensors(names, arrangement, _)) = embedding else { bail!("the model has no word embedding") };
+        let (names, arrangement) = (names.clone(), *arrangement);
+        let mut head = content(merged, "output.weight".into(), names, arrangement, false, encoding)?;
+        if let Source::Tensors(_, _, times) = &mut head.source {
+            *times = factor;
+        }
+        if head.plan.dtype.is_block() && !quantize::can_make(head.plan.dtype) {
+            head.plan.dtype = Dtype::F16;
+        }
+        out.push(head);
+    }
+    out.sort_by_key(|i| (i.plan.name != EMBEDDING, i.plan.name.clone()));
     Ok(out)
+}
+
+/// Files leave the backbone's prefix out or write it, as the class had a head or not.
+fn spellings(name: &str) -> Vec<String> {
+    let bare = ["bert.", "model.", "transformer.", "gpt_neox."].iter().find_map(|p| name.strip_prefix(p));
+    let longer = ["", "model.", "transformer.", "gpt_neox."].map(|p| format!("{p}{name}"));
+    longer.into_iter().chain(bare.map(str::to_owned)).collect()
+}
+
+/// The plan for tensors of the merged model that become one.
+fn content(
+    merged: &Merged,
+    gguf: String,
+    names: Vec<String>,
+    arrangement: Arrangement,
+    stacked: bool,
+    encoding: Encoding,
+) -> Result<Content> {
+    let shape = merged.shape(&names[0]).unwrap_or_default().to_vec();
+    if let Some(other) = names.iter().find(|n| merged.shape(n) != Some(&shape)) {
+        bail!("tensor {}: its shape is not that of {}", quote(other), quote(&names[0]));
+    }
+    if !arrangement.fits(&shape) {
+        bail!("tensor {}: shape {shape:?} does not fit the sizes of the heads", quote(&names[0]));
+    }
+    let mut shape = arrangement.stored_shape(shape);
+    let dtype = dtype_of(merged, &names, &gguf, &shape, arrangement, encoding);
+    if stacked {
+        shape.insert(0, names.len());
+    }
+    Ok(Content { plan: Planned { name: gguf, dtype, shape }, source: Source::Tensors(names, arrangement, 1.0) })
+}
+
+/// The word table of a model that may store several: GGUF has one.
+#[derive(Default)]
+struct WordTable {
+    /// The one that is written.
+    name: Option<String>,
+    /// The others, which say the same or are not looked at.
+    copies: Vec<String>,
+}
+
+impl WordTable {
+    fn of(merged: &Merged) -> Result<Self> {
+        let sides = metadata::word_tables(merged.config())?;
+        if sides.len() < 2 {
+            return Ok(Self::default());
+        }
+        let there = |module: &&&str| merged.shape(&format!("{module}.weight")).is_some();
+        let used: Vec<String> =
+            sides.iter().filter_map(|s| s.iter().find(there)).map(|m| format!("{m}.weight")).collect();
+        let [first, others @ ..] = &used[..] else { return Ok(Self::default()) };
+        for other in others.iter().filter(|o| *o != first) {
+            if merged.tensor_f32(first)? != merged.tensor_f32(other)? {
+                bail!("GGUF has one word embedding, and {} and {} differ", quote(first), quote(other));
+            }
+        }
+        let all: BTreeSet<String> = sides.into_iter().flatten().map(|m| format!("{m}.weight")).collect();
+        Ok(Self { name: Some(first.clone()), copies: all.into_iter().filter(|n| n != first).collect() })
+    }
 }
 
 /// The stored tensor that can be copied as it lies: unchanged, and rearranged in the same way.
@@ -203,9 +283,16 @@ fn stored<'m>(merged: &'m Merged, name: &str, arrangement: Arrangement) -> Optio
     merged.unchanged(name).filter(|t| t.arrangement == arrangement)
 }
 
+/// What all of some tensors are stored as, where all can be copied.
+fn stored_as(merged: &Merged, names: &[String], arrangement: Arrangement) -> Option<Dtype> {
+    let mut types = names.iter().map(|n| stored(merged, n, arrangement).map(|t| t.dtype));
+    let first = types.next()??;
+    types.all(|t| t == Some(first)).then_some(first)
+}
+
 fn dtype_of(
     merged: &Merged,
-    name: &str,
+    names: &[String],
     gguf: &str,
     shape: &[usize],
     arrangement: Arrangement,
@@ -216,15 +303,16 @@ fn dtype_of(
         || gguf.contains("_norm")
         || gguf.starts_with("position_embd")
         || gguf.starts_with("token_types")
+        || gguf.contains("ffn_gate_inp")
         || gguf.contains("attn_rel_b");
     let columns = shape.last().copied().unwrap_or(1);
     let fits = |dtype: Dtype| if columns.is_multiple_of(dtype.block()) { dtype } else { Dtype::F16 };
     let outer = gguf.starts_with("token_embd") || gguf.starts_with("output.");
     match encoding {
-        Encoding::Keep => match stored(merged, name, arrangement) {
-            Some(t) if type_number(t.dtype).is_some() => t.dtype,
+        Encoding::Keep => match stored_as(merged, names, arrangement) {
+            Some(t) if type_number(t).is_some() => t,
             _ if always_float => Dtype::F32,
-            _ => match merged.base_dtype(name) {
+            _ => match merged.base_dtype(&names[0]) {
                 Some(d) if !d.is_block() && type_number(d).is_some() => d,
                 Some(d) if quantize::can_make(d) => fits(d),
                 _ => fits(Dtype::Q8_0),
@@ -259,17 +347,22 @@ fn store(merged: &Merged, path: &Path, pairs: &metadata::Pairs, plans: &[Planned
 
 fn write_tensor(merged: &Merged, item: &Content, file: &mut impl Write) -> Result<()> {
     let dtype = item.plan.dtype;
-    let values = match &item.source {
-        Source::Values(values) => values.clone(),
-        Source::Tensor(name, arrangement) => {
-            if let Some(t) = stored(merged, name, *arrangement).filter(|t| t.dtype == dtype) {
-                file.write_all(t.bytes)?;
-                return Ok(());
+    match &item.source {
+        Source::Values(values) => write_values(values, dtype, file),
+        Source::Tensors(names, arrangement, factor) => names.iter().try_for_each(|name| {
+            let same = stored(merged, name, *arrangement).filter(|t| t.dtype == dtype && *factor == 1.0);
+            if let Some(t) = same {
+                return Ok(file.write_all(t.bytes)?);
             }
             let shape = merged.shape(name).unwrap_or_default().to_vec();
-            arrangement.make(merged.tensor_f32(name)?, &shape)
-        }
-    };
+            let mut values = arrangement.make(merged.tensor_f32(name)?, &shape);
+            values.iter_mut().for_each(|v| *v *= factor);
+            write_values(&values, dtype, file)
+        }),
+    }
+}
+
+fn write_values(values: &[f32], dtype: Dtype, file: &mut impl Write) -> Result<()> {
     for chunk in values.chunks(1 << 16) {
         let mut bytes = Vec::with_capacity(chunk.len() * 4);
         match dtype {

@@ -11,7 +11,7 @@ use lora_models::arch::{ARCHITECTURES, Reader};
 use lora_models::config::Config;
 use lora_models::decoder::LmHead;
 use lora_models::rope::Rope;
-use lora_models::stack::{PositionBias, Stack};
+use lora_models::stack::{Embeddings, PositionBias, Stack};
 use serde_json::Value;
 
 use crate::source::gguf::container::{self, Entry, Metadata};
@@ -47,9 +47,31 @@ fn describe(config: &Value) -> Result<Described> {
     })
 }
 
+/// How the head comes out of the word embedding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Tied {
+    /// It does not.
+    No,
+    /// It is the embedding.
+    Yes,
+    /// It is the embedding times a factor that only a head of its own can hold (T5: llama.cpp scales no logits).
+    Scaled(f32),
+}
+
 /// Whether the head is the word embedding.
-pub fn is_tied(config: &Value) -> Result<bool> {
-    Ok(describe(config)?.head.is_some_and(|h| h.tied))
+pub fn tied(config: &Value, family: &Family) -> Result<Tied> {
+    Ok(match describe(config)?.head {
+        Some(head) if head.tied && head.scale != 1.0 && family.gguf == "t5" => Tied::Scaled(head.scale),
+        Some(head) if head.tied => Tied::Yes,
+        _ => Tied::No,
+    })
+}
+
+/// The modules that may hold the word table, the first that is there does: of the model, and of its decoder if that is a
+/// stack of its own.
+pub fn word_tables(config: &Value) -> Result<Vec<&'static [&'static str]>> {
+    let d = describe(config)?;
+    Ok(std::iter::once(&d.stack).chain(&d.decoder).map(|s| s.embeddings.words).collect())
 }
 
 /// The architecture keys of a config.
@@ -64,12 +86,21 @@ pub fn architecture(config: &Value, family: &'static Family) -> Result<Pairs> {
     set("context_length", count(stack.max_positions)?);
     set("embedding_length", count(stack.hidden)?);
     set("block_count", count(stack.layers.len())?);
-    set("feed_forward_length", count(layer.mlp.inner)?);
+    let inner = config.get("intermediate_size").and_then(Value::as_u64).filter(|_| layer.mlp.experts.is_some());
+    set("feed_forward_length", count(inner.map_or(layer.mlp.inner, |n| n as usize))?);
     set("attention.head_count", count(a.heads)?);
     set("attention.head_count_kv", count(a.kv_heads)?);
     set("attention.key_length", count(a.head_dim)?);
     set("attention.value_length", count(a.head_dim)?);
     set("vocab_size", count(stack.embeddings.vocab)?);
+    if let Some(e) = &layer.mlp.experts {
+        set("expert_count", count(e.count)?);
+        set("expert_used_count", count(e.chosen)?);
+        set("expert_feed_forward_length", count(layer.mlp.inner)?);
+        if let Some(shared) = &e.shared {
+            set("expert_shared_feed_forward_length", count(shared.inner)?);
+        }
+    }
     let rms = stack.norm.kind == lora_runtime::program::NormKind::Rms;
     let eps = if rms { "attention.layer_norm_rms_epsilon" } else { "attention.layer_norm_epsilon" };
     set(eps, Item::Number(stack.norm.eps));
@@ -120,6 +151,25 @@ pub fn architecture(config: &Value, family: &'static Family) -> Result<Pairs> {
         pairs.push(("tokenizer.ggml.token_type_count".into(), count(types.1)?));
     }
     Ok(pairs)
+}
+
+/// What the metadata say and llama.cpp does in its own way.
+pub fn left_to_the_reader(config: &Value, family: &Family) -> Result<Option<String>> {
+    let stack = describe(config)?.stack;
+    let window = stack.layers.iter().map(|l| l.attention.window).max().unwrap_or(0);
+    let long = stack.ropes.iter().find_map(|r| r.long.as_ref());
+    Ok(match family.gguf {
+        "phi3" if window > 0 && window < stack.max_positions => {
+            Some(format!("llama.cpp has no sliding window for phi3: past {window} tokens its results differ"))
+        }
+        "phi3" => long.map(|long| {
+            let n = long.above;
+            format!(
+                "llama.cpp takes LongRoPE's factors by the size of the context: choose one up to {n}, or longer texts"
+            )
+        }),
+        _ => None,
+    })
 }
 
 /// The tensors of rotary factors that go with a config.
@@ -206,7 +256,8 @@ pub fn differences(config: &Value, pairs: &Pairs, tensors: &[Planned]) -> Result
     let header = container::parse(path, &bytes)?;
     let metadata = Metadata { file: path, values: &header.metadata };
     let architecture = metadata.text("general.architecture")?.context("no architecture")?;
-    let family = names::family(architecture).context("no such architecture")?;
+    let experts = gguf::config::has_experts(metadata, architecture)?;
+    let family = names::family(architecture, experts).context("no such architecture")?;
     let entry = |t: &Planned| Entry { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone(), range: 0..0 };
     let entries: Vec<Entry> = tensors.iter().map(entry).collect();
     let factors = factors(config, family)?;
@@ -214,7 +265,10 @@ pub fn differences(config: &Value, pairs: &Pairs, tensors: &[Planned]) -> Result
         Ok(factors.iter().find(|f| f.name == e.name).map(|f| f.values.clone()).unwrap_or_default())
     };
     let read = gguf::config::read(metadata, family, &entries, &values)?;
-    let (want, got) = (describe(config)?, describe(&read.config)?);
+    let (mut want, got) = (describe(config)?, describe(&read.config)?);
+    if let (Tied::Scaled(_), Some(head)) = (tied(config, family)?, &mut want.head) {
+        (head.tied, head.scale) = (false, 1.0);
+    }
     let mut out = Vec::new();
     compare("", &want.stack, &got.stack, &mut out);
     if let (Some(a), Some(b)) = (&want.decoder, &got.decoder) {
@@ -227,7 +281,18 @@ pub fn differences(config: &Value, pairs: &Pairs, tensors: &[Planned]) -> Result
     if family.gguf != "bert" && (heads.queries, heads.dim) != (read.heads.queries, read.heads.dim) {
         out.push(format!("heads: {heads:?} would become {:?}", read.heads));
     }
+    if family.gguf == "olmoe" && heads.kv != heads.queries {
+        out.push(format!(
+            "llama.cpp loads it with as many key heads as query heads, here {} and {}",
+            heads.kv, heads.queries
+        ));
+    }
     Ok(out)
+}
+
+/// Under whichever name the table stands.
+fn embeddings(s: &Stack) -> String {
+    format!("{:?}", Embeddings { words: &[], ..s.embeddings.clone() })
 }
 
 fn compare(what: &str, a: &Stack, b: &Stack, out: &mut Vec<String>) {
@@ -239,7 +304,7 @@ fn compare(what: &str, a: &Stack, b: &Stack, out: &mut Vec<String>) {
         compare_text(&format!("{what}layer {i}"), &format!("{x:?}"), &format!("{y:?}"), out);
     }
     for (name, x, y) in [
-        ("embeddings", format!("{:?}", a.embeddings), format!("{:?}", b.embeddings)),
+        ("embeddings", embeddings(a), embeddings(b)),
         ("norm", format!("{:?}", a.norm), format!("{:?}", b.norm)),
         ("position bias", format!("{:?}", a.bias), format!("{:?}", b.bias)),
         ("sizes", format!("{:?}, {}", a.hidden, a.max_positions), format!("{:?}, {}", b.hidden, b.max_positions)),

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::{Value as Json, json};
 
 use super::container::{self, Entry, Header, Metadata};
-use super::names::{self, Heads, Rules};
+use super::names::{self, Heads, Place, Rules};
 use crate::source::arrange::Arrangement;
 use crate::source::map::MappedFile;
 use crate::source::{SourceError, TensorIndex, quote};
@@ -73,9 +73,12 @@ pub fn open(path: &Path, base: Option<&Json>) -> Result<(Json, TensorIndex), Sou
         let (Some(a), Some(b)) = (pair.a, pair.b) else {
             return Err(SourceError::tensor(path, stem, "one of .lora_a and .lora_b is missing"));
         };
-        let Some((name, arrangement)) = rules.to_hf(&stem) else {
+        let Some(Place { name, arrangement, .. }) = rules.to_hf(&stem) else {
             return Err(SourceError::tensor(path, stem, format!("has no place in the architecture {architecture}")));
         };
+        if name.contains("{}") {
+            return Err(SourceError::tensor(path, stem, "factors of stacked experts are not supported"));
+        }
         let Some(module) = name.strip_suffix(".weight").filter(|_| a.shape.len() == 2 && b.shape.len() == 2) else {
             return Err(SourceError::tensor(path, stem, "not a matrix"));
         };
@@ -87,7 +90,7 @@ pub fn open(path: &Path, base: Option<&Json>) -> Result<(Json, TensorIndex), Sou
         }
         // Of a transposed weight PEFT stores the factors as of any other.
         let rows = match arrangement {
-            Arrangement::Transposed => Arrangement::Same,
+            Arrangement::Transposed | Arrangement::Row => Arrangement::Same,
             other => other,
         };
         if !rows.fits(&b.shape) {

@@ -16,6 +16,8 @@ pub struct ReadConfig {
     pub config: Json,
     /// Heads.
     pub heads: Heads,
+    /// Experts of a layer, 0 where it is no mixture.
+    pub experts: usize,
 }
 
 /// The metadata under the architecture's prefix.
@@ -82,9 +84,6 @@ pub fn read(
     if k.uniform("attention.value_length")?.is_some_and(|v| v != dim) {
         return Err(metadata.refuse(&k.key("attention.value_length"), "differs from the keys' length"));
     }
-    if k.uniform("expert_count")?.is_some_and(|n| n > 0) {
-        return Err(metadata.refuse(&k.key("expert_count"), "mixtures of experts in GGUF are not supported"));
-    }
     let embedding = tensor("token_embd.weight");
     let embedding = embedding.ok_or_else(|| SourceError::tensor(metadata.file, "token_embd.weight", "missing"))?;
     let vocab = embedding.shape.first().copied().unwrap_or(0);
@@ -143,12 +142,18 @@ pub fn read(
     set("tie_word_embeddings", (!has("output.weight")).into());
     set("attention_bias", has("blk.0.attn_q.bias").into());
     set("mlp_bias", has("blk.0.ffn_down.bias").into());
+    let experts = if family.experts { mixture(&k, family, &mut set)? } else { 0 };
     let window = k.uniform("attention.sliding_window")?.filter(|w| *w > 0);
     family_options(&k, family, &mut set, (hidden, heads, dim), window, &has)?;
     rotary(&k, &mut set, (dim, context), tensors, factors)?;
     special_tokens(metadata, &mut set)?;
     let heads = Heads { queries: heads as usize, kv: kv as usize, dim: dim as usize };
-    Ok(ReadConfig { config: Json::Object(c), heads })
+    Ok(ReadConfig { config: Json::Object(c), heads, experts })
+}
+
+/// Whether a file of this architecture is a mixture of experts.
+pub fn has_experts(metadata: Metadata<'_>, architecture: &str) -> Result<bool, SourceError> {
+    Ok(metadata.count(&format!("{architecture}.expert_count"))?.is_some_and(|n| n > 0))
 }
 
 type Set<'s> = dyn FnMut(&str, Json) -> Option<Json> + 's;
@@ -175,6 +180,55 @@ fn t5(
     set("feed_forward_proj", if gated { "gated-gelu" } else { "relu" }.into());
     set("is_encoder_decoder", true.into());
     Ok(())
+}
+
+/// Experts, with the choices that llama.cpp makes for the architecture. Gives their number.
+fn mixture(k: &Keys<'_>, family: &Family, set: &mut Set<'_>) -> Result<usize, SourceError> {
+    for (key, is_default) in [
+        ("leading_dense_block_count", &(|n| n == 0.0) as &dyn Fn(f64) -> bool),
+        ("expert_gating_func", &|n| n == 1.0),
+        ("expert_weights_scale", &|x| x == 0.0 || x == 1.0),
+        ("expert_group_count", &|n| n <= 1.0),
+    ] {
+        if k.number(key)?.is_some_and(|x| !is_default(x)) {
+            return Err(k.metadata.refuse(&k.key(key), "not supported in a mixture of experts"));
+        }
+    }
+    let (count, used) = (k.count("expert_count")?, k.count("expert_used_count")?);
+    set("num_experts_per_tok", used.into());
+    let inner = k.uniform("feed_forward_length")?.unwrap_or(0);
+    let of_expert = k.uniform("expert_feed_forward_length")?;
+    let normalize = match family.gguf {
+        "qwen2moe" => {
+            let shared = k.uniform("expert_shared_feed_forward_length")?;
+            set("shared_expert_intermediate_size", shared.unwrap_or(inner).into());
+            false
+        }
+        "olmoe" => false,
+        _ => true,
+    };
+    if let Some(said) = k.flag("expert_weights_norm")?
+        && said != normalize
+    {
+        return Err(k.metadata.refuse(&k.key("expert_weights_norm"), format!("only {normalize} is supported")));
+    }
+    match family.gguf {
+        "llama" => {
+            set("num_local_experts", count.into());
+            set("intermediate_size", of_expert.unwrap_or(inner).into());
+        }
+        "olmoe" => {
+            set("num_experts", count.into());
+            set("intermediate_size", of_expert.unwrap_or(inner).into());
+            set("norm_topk_prob", normalize.into());
+        }
+        _ => {
+            set("num_experts", count.into());
+            set("moe_intermediate_size", of_expert.unwrap_or(inner / used.max(1)).into());
+            set("norm_topk_prob", normalize.into());
+        }
+    }
+    Ok(count as usize)
 }
 
 /// What single architectures add.
@@ -243,6 +297,9 @@ fn family_options(
         "starcoder2" => {
             set("hidden_act", "gelu_pytorch_tanh".into());
             set("use_bias", has("blk.0.attn_q.bias").into());
+        }
+        "qwen2moe" => {
+            set("qkv_bias", has("blk.0.attn_q.bias").into());
         }
         "smollm3" => {
             set("no_rope_layer_interval", 4.into());

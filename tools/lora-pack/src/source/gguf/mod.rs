@@ -20,13 +20,13 @@ pub mod quantize;
 pub mod tokenizer;
 pub mod writer;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value as Json;
 
 use self::container::{Header, Metadata};
-use self::names::Rules;
-use super::arrange::Arrangement;
+use self::names::{Place, Rules};
 use super::map::MappedFile;
 use super::{SourceError, TensorIndex, TokenizerFiles, quote};
 
@@ -63,9 +63,12 @@ pub fn open(path: &Path) -> Result<Parts, SourceError> {
     }
     let key = "general.architecture";
     let name = metadata.text(key)?.ok_or_else(|| metadata.missing(key))?;
-    let family = names::family(name).ok_or_else(|| {
-        let known: Vec<&str> = names::FAMILIES.iter().map(|f| f.gguf).collect();
-        metadata.refuse(key, format!("{} is not supported; supported are {}", quote(name), known.join(", ")))
+    let experts = config::has_experts(metadata, name)?;
+    let family = names::family(name, experts).ok_or_else(|| {
+        let known: BTreeSet<&str> = names::FAMILIES.iter().filter(|f| f.experts == experts).map(|f| f.gguf).collect();
+        let known: Vec<&str> = known.into_iter().collect();
+        let with = if experts { "with experts " } else { "" };
+        metadata.refuse(key, format!("{} {with}is not supported; supported are {}", quote(name), known.join(", ")))
     })?;
     let factors = |entry: &container::Entry| {
         let mut out = vec![0.0; entry.shape.iter().product()];
@@ -82,19 +85,30 @@ pub fn open(path: &Path) -> Result<Parts, SourceError> {
         if names::ROTARY_FACTORS.contains(&t.name.as_str()) {
             continue;
         }
-        let Some((name, arrangement)) = rules.to_hf(&t.name) else {
+        let Some(Place { name, arrangement, .. }) = rules.to_hf(&t.name) else {
             let problem = format!("has no place in the architecture {}", family.gguf);
             return Err(SourceError::tensor(path, t.name, problem));
         };
-        let mut shape = t.shape;
-        if arrangement == Arrangement::Transposed {
-            shape.reverse();
+        // Experts are stacked; each is presented as a matrix of its own.
+        let (count, shape) = match t.shape[..] {
+            [count, ref one @ ..] if name.contains("{}") => (count, one.to_vec()),
+            _ => (1, t.shape),
+        };
+        if name.contains("{}") && count != read.experts {
+            let problem = format!("{count} experts, the metadata say {}", read.experts);
+            return Err(SourceError::tensor(path, t.name, problem));
         }
+        let shape = arrangement.checkpoint_shape(shape);
         if !arrangement.fits(&shape) {
             let problem = format!("shape {shape:?} does not fit the sizes of the heads ({:?})", read.heads);
             return Err(SourceError::tensor(path, t.name, problem));
         }
-        placed.push((name, t.dtype, shape, t.range, arrangement));
+        // Whole blocks stand in a row, so a stack is cut between blocks.
+        let bytes = t.range.len() / count.max(1);
+        for i in 0..count {
+            let at = t.range.start + i * bytes;
+            placed.push((name.replace("{}", &i.to_string()), t.dtype, shape.clone(), at..at + bytes, arrangement));
+        }
     }
     let mut dir = TokenizerFiles { tokenizer_config: tokenizer::config(metadata)?, ..TokenizerFiles::default() };
     dir.chat_template = tokenizer::chat_template(metadata)?;

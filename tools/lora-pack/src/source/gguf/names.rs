@@ -20,9 +20,12 @@ pub enum Order {
     Transposed,
     /// [`Arrangement::PlusOne`].
     PlusOne,
+    /// [`Arrangement::Row`].
+    Row,
 }
 
-/// A module: GGUF's name, the checkpoint's, the order. `{}` is the layer.
+/// A module: GGUF's name, the checkpoint's, the order. `{}` is the layer; a second one, in the checkpoint's name alone, the
+/// number of an expert, whose matrices GGUF stacks.
 #[derive(Debug, Clone, Copy)]
 pub struct Rule {
     /// In GGUF, without `.weight` or `.bias`.
@@ -50,6 +53,8 @@ pub struct Family {
     pub model_type: &'static str,
     /// Class name of the model.
     pub class: &'static str,
+    /// A mixture of experts.
+    pub experts: bool,
     /// Modules.
     pub rules: &'static [&'static [Rule]],
 }
@@ -111,22 +116,104 @@ const GEMMA_SANDWICH: &[Rule] = &[
     moved("blk.{}.post_ffw_norm", "model.layers.{}.post_feedforward_layernorm", Order::PlusOne),
 ];
 
+const QWEN_EXPERTS: &[Rule] = &[
+    same("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.gate"),
+    same("blk.{}.ffn_gate_exps", "model.layers.{}.mlp.experts.{}.gate_proj"),
+    same("blk.{}.ffn_up_exps", "model.layers.{}.mlp.experts.{}.up_proj"),
+    same("blk.{}.ffn_down_exps", "model.layers.{}.mlp.experts.{}.down_proj"),
+];
+
 /// Every architecture, by GGUF's name.
 pub const FAMILIES: &[Family] = &[
-    Family { gguf: "llama", model_type: "llama", class: "LlamaForCausalLM", rules: &[LLAMA, NORMS, PAIRED] },
-    Family { gguf: "granite", model_type: "granite", class: "GraniteForCausalLM", rules: &[LLAMA, NORMS, PAIRED] },
-    Family { gguf: "smollm3", model_type: "smollm3", class: "SmolLM3ForCausalLM", rules: &[LLAMA, NORMS, PAIRED] },
-    Family { gguf: "qwen2", model_type: "qwen2", class: "Qwen2ForCausalLM", rules: &[LLAMA, NORMS, UNPAIRED] },
+    Family {
+        gguf: "llama",
+        model_type: "llama",
+        class: "LlamaForCausalLM",
+        experts: false,
+        rules: &[LLAMA, NORMS, PAIRED],
+    },
+    Family {
+        gguf: "granite",
+        model_type: "granite",
+        class: "GraniteForCausalLM",
+        experts: false,
+        rules: &[LLAMA, NORMS, PAIRED],
+    },
+    Family {
+        gguf: "smollm3",
+        model_type: "smollm3",
+        class: "SmolLM3ForCausalLM",
+        experts: false,
+        rules: &[LLAMA, NORMS, PAIRED],
+    },
+    Family {
+        gguf: "qwen2",
+        model_type: "qwen2",
+        class: "Qwen2ForCausalLM",
+        experts: false,
+        rules: &[LLAMA, NORMS, UNPAIRED],
+    },
     Family {
         gguf: "qwen3",
         model_type: "qwen3",
         class: "Qwen3ForCausalLM",
+        experts: false,
         rules: &[LLAMA, NORMS, UNPAIRED, QK_NORMS],
+    },
+    Family {
+        gguf: "llama",
+        model_type: "mixtral",
+        class: "MixtralForCausalLM",
+        experts: true,
+        rules: &[
+            LLAMA,
+            NORMS,
+            PAIRED,
+            &[
+                same("blk.{}.ffn_gate_inp", "model.layers.{}.block_sparse_moe.gate"),
+                same("blk.{}.ffn_gate_exps", "model.layers.{}.block_sparse_moe.experts.{}.w1"),
+                same("blk.{}.ffn_up_exps", "model.layers.{}.block_sparse_moe.experts.{}.w3"),
+                same("blk.{}.ffn_down_exps", "model.layers.{}.block_sparse_moe.experts.{}.w2"),
+            ],
+        ],
+    },
+    Family {
+        gguf: "qwen2moe",
+        model_type: "qwen2_moe",
+        class: "Qwen2MoeForCausalLM",
+        experts: true,
+        rules: &[
+            LLAMA,
+            NORMS,
+            UNPAIRED,
+            QWEN_EXPERTS,
+            &[
+                moved("blk.{}.ffn_gate_inp_shexp", "model.layers.{}.mlp.shared_expert_gate", Order::Row),
+                same("blk.{}.ffn_gate_shexp", "model.layers.{}.mlp.shared_expert.gate_proj"),
+                same("blk.{}.ffn_up_shexp", "model.layers.{}.mlp.shared_expert.up_proj"),
+                same("blk.{}.ffn_down_shexp", "model.layers.{}.mlp.shared_expert.down_proj"),
+            ],
+        ],
+    },
+    Family {
+        gguf: "qwen3moe",
+        model_type: "qwen3_moe",
+        class: "Qwen3MoeForCausalLM",
+        experts: true,
+        rules: &[LLAMA, NORMS, UNPAIRED, QK_NORMS, QWEN_EXPERTS],
+    },
+    Family {
+        gguf: "olmoe",
+        model_type: "olmoe",
+        class: "OlmoeForCausalLM",
+        experts: true,
+        rules: &[LLAMA, NORMS, UNPAIRED, QK_NORMS, QWEN_EXPERTS],
     },
     Family {
         gguf: "gemma",
         model_type: "gemma",
         class: "GemmaForCausalLM",
+        experts: false,
         rules: &[
             LLAMA,
             UNPAIRED,
@@ -138,12 +225,14 @@ pub const FAMILIES: &[Family] = &[
         gguf: "gemma2",
         model_type: "gemma2",
         class: "Gemma2ForCausalLM",
+        experts: false,
         rules: &[LLAMA, UNPAIRED, GEMMA_NORMS, GEMMA_SANDWICH],
     },
     Family {
         gguf: "gemma3",
         model_type: "gemma3_text",
         class: "Gemma3ForCausalLM",
+        experts: false,
         rules: &[
             LLAMA,
             UNPAIRED,
@@ -159,6 +248,7 @@ pub const FAMILIES: &[Family] = &[
         gguf: "olmo2",
         model_type: "olmo2",
         class: "Olmo2ForCausalLM",
+        experts: false,
         rules: &[
             LLAMA,
             UNPAIRED,
@@ -174,6 +264,7 @@ pub const FAMILIES: &[Family] = &[
         gguf: "phi3",
         model_type: "phi3",
         class: "Phi3ForCausalLM",
+        experts: false,
         rules: &[
             NORMS,
             &[
@@ -190,6 +281,7 @@ pub const FAMILIES: &[Family] = &[
         gguf: "starcoder2",
         model_type: "starcoder2",
         class: "Starcoder2ForCausalLM",
+        experts: false,
         rules: &[
             NORMS,
             UNPAIRED,
@@ -207,6 +299,7 @@ pub const FAMILIES: &[Family] = &[
         gguf: "gpt2",
         model_type: "gpt2",
         class: "GPT2LMHeadModel",
+        experts: false,
         rules: &[&[
             same("token_embd", "transformer.wte"),
             same("position_embd", "transformer.wpe"),
@@ -224,6 +317,7 @@ pub const FAMILIES: &[Family] = &[
         gguf: "gptneox",
         model_type: "gpt_neox",
         class: "GPTNeoXForCausalLM",
+        experts: false,
         rules: &[&[
             same("token_embd", "gpt_neox.embed_in"),
             same("output", "embed_out"),
@@ -240,6 +334,7 @@ pub const FAMILIES: &[Family] = &[
         gguf: "bloom",
         model_type: "bloom",
         class: "BloomForCausalLM",
+        experts: false,
         rules: &[&[
             same("token_embd", "transformer.word_embeddings"),
             same("token_embd_norm", "transformer.word_embeddings_layernorm"),
@@ -257,6 +352,7 @@ pub const FAMILIES: &[Family] = &[
         gguf: "falcon",
         model_type: "falcon",
         class: "FalconForCausalLM",
+        experts: false,
         rules: &[&[
             same("token_embd", "transformer.word_embeddings"),
             same("output", "lm_head"),
@@ -272,6 +368,7 @@ pub const FAMILIES: &[Family] = &[
         gguf: "bert",
         model_type: "bert",
         class: "BertModel",
+        experts: false,
         rules: &[&[
             same("token_embd", "embeddings.word_embeddings"),
             same("token_types", "embeddings.token_type_embeddings"),
@@ -291,6 +388,7 @@ pub const FAMILIES: &[Family] = &[
         gguf: "t5",
         model_type: "t5",
         class: "T5ForConditionalGeneration",
+        experts: false,
         rules: &[&[
             same("token_embd", "shared"),
             same("output", "lm_head"),
@@ -333,9 +431,9 @@ const T5_PLAIN: &[Rule] = &[
     same("dec.blk.{}.ffn_up", "decoder.block.{}.layer.2.DenseReluDense.wi"),
 ];
 
-/// The architecture of that name in GGUF.
-pub fn family(gguf: &str) -> Option<&'static Family> {
-    FAMILIES.iter().find(|f| f.gguf == gguf)
+/// The architecture of that name in GGUF, with or without experts.
+pub fn family(gguf: &str, experts: bool) -> Option<&'static Family> {
+    FAMILIES.iter().find(|f| f.gguf == gguf && f.experts == experts)
 }
 
 /// The architecture that a checkpoint of this `model_type` becomes.
@@ -397,22 +495,17 @@ impl Rules {
         Self { family, heads, variant }
     }
 
-    /// The checkpoint's name and the arrangement of the GGUF tensor `name`.
-    pub fn to_hf(self, name: &str) -> Option<(String, Arrangement)> {
+    /// The checkpoint's tensor for the GGUF tensor `name`.
+    pub fn to_hf(self, name: &str) -> Option<Place> {
         self.find(name, self.variant, |r| (r.gguf, r.hf))
     }
 
-    /// GGUF's name and arrangement for the checkpoint tensor `name`.
-    pub fn to_gguf(self, name: &str) -> Option<(String, Arrangement)> {
+    /// GGUF's tensor for the checkpoint tensor `name`.
+    pub fn to_gguf(self, name: &str) -> Option<Place> {
         self.find(name, true, |r| (r.hf, r.gguf))
     }
 
-    fn find(
-        self,
-        name: &str,
-        variant: bool,
-        sides: impl Fn(&Rule) -> (&'static str, &'static str),
-    ) -> Option<(String, Arrangement)> {
+    fn find(self, name: &str, variant: bool, sides: impl Fn(&Rule) -> (&'static str, &'static str)) -> Option<Place> {
         let (module, suffix) = name.rsplit_once('.')?;
         if !matches!(suffix, "weight" | "bias") {
             return None;
@@ -420,15 +513,11 @@ impl Rules {
         let own = if variant { self.family.variant() } else { &[] };
         own.iter().chain(self.family.rules.iter().copied().flatten()).find_map(|rule| {
             let (from, to) = sides(rule);
-            let other = match from.split_once("{}") {
-                None => (module == from).then(|| to.to_owned())?,
-                Some((before, after)) => {
-                    let layer = module.strip_prefix(before)?.strip_suffix(after)?;
-                    let plain = !layer.is_empty() && layer.len() < 6 && layer.bytes().all(|b| b.is_ascii_digit());
-                    (plain && (layer == "0" || !layer.starts_with('0'))).then(|| to.replace("{}", layer))?
-                }
-            };
-            Some((format!("{other}.{suffix}"), self.arrangement(rule.order, suffix)))
+            let numbers = numbers(from, module)?;
+            let other = numbers.iter().fold(to.to_owned(), |name, n| name.replacen("{}", n, 1));
+            let expert = numbers.get(to.matches("{}").count()).and_then(|n| n.parse().ok());
+            let name = format!("{other}.{suffix}");
+            Some(Place { name, arrangement: self.arrangement(rule.order, suffix), expert })
         })
     }
 
@@ -441,34 +530,70 @@ impl Rules {
             Order::Transposed if suffix == "bias" => Arrangement::Same,
             Order::Transposed => Arrangement::Transposed,
             Order::PlusOne => Arrangement::PlusOne,
+            Order::Row => Arrangement::Row,
         }
     }
+}
+
+/// Where a tensor stands on the other side.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    /// Its name; of a checkpoint's matrices that GGUF stacks, with `{}` for the number of the expert.
+    pub name: String,
+    /// How its stored elements differ from the checkpoint's.
+    pub arrangement: Arrangement,
+    /// Which part of a stack it is.
+    pub expert: Option<usize>,
+}
+
+/// What stands in `name` for each `{}` of `pattern`: numbers as a program writes them.
+fn numbers<'n>(pattern: &str, name: &'n str) -> Option<Vec<&'n str>> {
+    let mut literals = pattern.split("{}");
+    let mut rest = name.strip_prefix(literals.next()?)?;
+    let mut out = Vec::new();
+    for literal in literals {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (number, after) = rest.split_at(end);
+        if !(1..6).contains(&end) || number != "0" && number.starts_with('0') {
+            return None;
+        }
+        rest = after.strip_prefix(literal)?;
+        out.push(number);
+    }
+    rest.is_empty().then_some(out)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const HEADS: Heads = Heads { queries: 4, kv: 2, dim: 8 };
+
     #[test]
     fn names_lead_back() {
         for family in FAMILIES {
-            let rules = Rules::new(family, Heads { queries: 4, kv: 2, dim: 8 }, false);
+            let rules = Rules::new(family, HEADS, false);
             for rule in family.rules.iter().flat_map(|r| r.iter()) {
                 let name = format!("{}.weight", rule.gguf.replace("{}", "11"));
-                let (hf, arrangement) = rules.to_hf(&name).unwrap();
-                assert_eq!(rules.to_gguf(&hf), Some((name, arrangement)), "{}", family.gguf);
+                let hf = rules.to_hf(&name).unwrap();
+                let stacked = hf.name.contains("{}");
+                let back = rules.to_gguf(&hf.name.replace("{}", "7")).unwrap();
+                assert_eq!((back.name, back.arrangement), (name, hf.arrangement), "{}", family.gguf);
+                assert_eq!(back.expert, stacked.then_some(7));
+                assert!(family.experts || !stacked);
             }
         }
     }
 
     #[test]
     fn names_that_only_look_alike_are_none() {
-        let rules = Rules::new(family("llama").unwrap(), Heads { queries: 4, kv: 2, dim: 8 }, false);
+        let rules = Rules::new(family("llama", false).unwrap(), HEADS, false);
         for name in
             ["blk.01.attn_q.weight", "blk..attn_q.weight", "blk.1.attn_q", "blk.1.attn_q.scale", "xblk.1.attn_q.weight"]
         {
             assert_eq!(rules.to_hf(name), None, "{name}");
         }
-        assert_eq!(rules.to_hf("blk.3.attn_k.bias").unwrap().1, Arrangement::Pairs { head_dim: 8 });
+        assert_eq!(rules.to_hf("blk.3.attn_k.bias").unwrap().arrangement, Arrangement::Pairs { head_dim: 8 });
+        assert_eq!(rules.to_hf("blk.3.ffn_up_exps.weight"), None);
     }
 }
