@@ -247,7 +247,7 @@ fn distance_rows(
                 factor: a.scale as f32,
             };
             let name = format!("{module}.distances.{head}");
-            let weight = g.product(&name, d.rows, source)?;
+            let (weight, slot) = g.product(&name, d.rows, source)?;
             g.push(Op::Linear {
                 a: Graph::columns(x, head * a.head_dim),
                 out: Graph::columns(out, (side * a.heads + head) * d.rows),
@@ -257,7 +257,7 @@ fn distance_rows(
                 act: lora_runtime::kernels::Act::None,
                 scale: 1.0,
                 width: d.rows as u32,
-                slot: NONE,
+                slot,
             });
         }
     }

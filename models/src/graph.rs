@@ -342,21 +342,28 @@ impl<'c> Graph<'c> {
         })
     }
 
-    /// The projection of a table that no input changes, as a matrix of `rows` outputs (see [`Source::Product`]).
+    /// The projection of a table that no input changes, as a matrix of `rows` outputs (see [`Source::Product`]), and its
+    /// slot.
     ///
     /// # Errors
     /// Too many tensors.
-    pub fn product(&mut self, name: &str, rows: usize, product: Product) -> Result<u32, ModelError> {
-        let role = Role::SmallEmbedding;
-        self.tensor(TensorSpec {
+    pub fn product(&mut self, name: &str, rows: usize, product: Product) -> Result<(u32, u32), ModelError> {
+        let (role, cols) = (Role::SmallEmbedding, product.outputs.1);
+        let source = Source::Product(Box::new(product));
+        let weight = self.tensor(TensorSpec {
             name: name.into(),
             storage: Storage::Panels(self.policy.stored(self.policy.format(role, None))),
             rows,
-            cols: product.outputs.1,
-            parts: vec![Part { source: Source::Product(Box::new(product)), rows, add: 0.0, module: String::new() }],
+            cols,
+            parts: vec![Part { source: source.clone(), rows, add: 0.0, module: String::new() }],
             role: Some(role),
             layer: self.layer.map(|l| l.0),
-        })
+        })?;
+        self.inputs += 1;
+        let slot =
+            SlotSpec { rows, cols, source, input: self.inputs, ..SlotSpec::new(SlotKind::Linear, name.into(), weight) };
+        self.slots.push(slot);
+        Ok((weight, self.slots.len() as u32 - 1))
     }
 
     /// A computed table to look up rows in.
@@ -678,7 +685,8 @@ impl<'c> Graph<'c> {
         Ok((weight, bias))
     }
 
-    /// A matrix per expert, one after the other in the tensor table; gives the first. All have the format of the first.
+    /// A matrix per expert, one after the other in the tensor table; gives the first. All have the format of the first,
+    /// and slots of their own.
     ///
     /// # Errors
     /// Missing tensors, other shapes.
@@ -688,6 +696,8 @@ impl<'c> Graph<'c> {
             let format = self.policy.stored(self.policy.format(list[0].role, self.layer));
             let (id, _) = self.fuse(name, cols, list, format)?;
             debug_assert_eq!(id as usize, first + i, "layers with experts share no weights");
+            self.inputs += 1;
+            self.add_slots(id, cols, list);
         }
         u32::try_from(first).map_err(|_| ModelError::TooLarge("tensors"))
     }

@@ -193,7 +193,7 @@ pub struct SlotSpec {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
-    /// Where its values come from; of vectors, the tensor's parts say.
+    /// Where its values come from; of vectors, the tensor's parts say. A product of several tensors changes with each of them.
     pub source: Source,
     /// Where its bias comes from.
     pub bias: Source,

@@ -45,7 +45,7 @@ class File:
 
     def tensors(self):
         for a, b, kind, form, rows, cols, slot, offset, n in struct.iter_unpack("<IIHHIIIQQ", self.sections["tensors"]):
-            assert (kind == 1 or slot == 0xFFFFFFFF) and offset % 64 == 0
+            assert (kind < 2 or slot == 0xFFFFFFFF) and offset % 64 == 0
             data = self.sections["weights"][offset:offset + n]
             if kind == 1:
                 yield self.text(a, b), "vector", rows, cols, struct.unpack("<%df" % (rows * cols), data)

@@ -182,8 +182,7 @@ fn patch(file: &File<'_>, p: &PatchRecord, slot: &SlotRecord) -> Result<()> {
 /// Low-rank values that an op holds at most; the head's memory.
 fn needs(file: &File<'_>, base: &Model<'_>) -> Result<AdapterNeeds> {
     let mut most = 0_usize;
-    for r in base.file.ops {
-        let Ok(Op::Linear { weight, slot, .. }) = Op::parse(r) else { continue };
+    let mut reach = |weight: u32, slot: u32| {
         let (mut sum, mut last) = (0_usize, NONE);
         for slot in verify::linear_slots(&base.file, slot, weight) {
             let Ok(i) = file.patches.binary_search_by_key(&slot, |p| p.slot) else { continue };
@@ -194,6 +193,15 @@ fn needs(file: &File<'_>, base: &Model<'_>) -> Result<AdapterNeeds> {
             }
         }
         most = most.max(sum);
+    };
+    for r in base.file.ops {
+        match Op::parse(r) {
+            Ok(Op::Linear { weight, slot, .. }) => reach(weight, slot),
+            Ok(Op::ExpertLinear { weight, experts, .. }) => {
+                (weight..weight + experts).for_each(|w| reach(w, base.file.tensors[w as usize].slot));
+            }
+            _ => {}
+        }
     }
     if most > 8 * MAX_RANK {
         return Err(Error::new(ErrorKind::Invalid, "patches: ranks").values(most as u64, 8 * MAX_RANK as u64));

@@ -2,14 +2,18 @@
 //!
 //! Rows are independent, so neither the step's size nor the other rows change a row's bits. As in
 //! [`linear`](super::linear), work is cut by panels; within a block of tokens, those of the same expert go through its
-//! panels together.
+//! panels together; rows on
+//! which adapters act go alone, each with its own updates.
 
 use super::Context;
 use super::linear::{TASKS_PER_THREAD, TOKEN_BLOCK};
-use crate::format::record::{NONE, Operand};
+use super::low_rank::{LowRank, Site};
+use super::patches::Patches;
+use crate::format::record::{NONE, Operand, RowKind};
 use crate::format::view::{File, Tensor};
 use crate::kernels::{ActRows, Kernels, MAX_TOKENS};
 use crate::program::op::{MAX_CHOSEN, Op};
+use crate::program::verify::linear_slots;
 use crate::session::arena::{ColsMut, Rows};
 use crate::weights::PANEL_ROWS;
 
@@ -46,60 +50,97 @@ struct Job<'s, 'm> {
     slot: usize,
     weighted: bool,
     add: bool,
+    /// What adapters add, and their low-rank values.
+    update: Option<(Patches<'s, 'm>, Rows<'s>)>,
+    kind: RowKind,
 }
 
 pub fn linear(cx: &mut Context<'_, '_>, op: &Op) {
     let Op::ExpertLinear { a, route, out, weight, experts, slot, weighted, add, width } = *op else { return };
-    let Some(Tensor::Panels { cols, .. }) = cx.file.tensor(weight) else { return };
-    let (file, kernels) = (cx.file, cx.kernels);
-    let (y, [x, route]) = cx.arena.split((out, width as usize), [(a, cols), (route, experts as usize)]);
-    let job = Job { kernels, file, x, route, first: weight, slot: slot as usize, weighted, add };
+    let Some(Tensor::Panels { format, cols, .. }) = cx.file.tensor(weight) else { return };
+    let (file, kernels, slot) = (cx.file, cx.kernels, slot as usize);
+    let (kind, n) = cx.arena.rows_of(out);
+    let patched = cx.patches.active() && file.tensors[weight as usize].slot != NONE;
+    if patched {
+        for row in 0..n {
+            let (_, [route]) = cx.arena.split((out, width as usize), [(route, experts as usize)]);
+            let expert = choice(route.row(row), slot);
+            if expert == NONE {
+                continue;
+            }
+            let weight = weight + expert;
+            let site = Site { slot: file.tensors[weight as usize].slot, weight, format, cols, input: a, kind };
+            LowRank::project_row(cx, site, &cx.patches.run(kind, row, row + 1));
+        }
+    }
+    let (y, [x, route], values) =
+        cx.arena.split_low_rank((out, width as usize), [(a, cols), (route, experts as usize)]);
+    let update = patched.then_some((cx.patches, values));
+    let job = Job { kernels, file, x, route, first: weight, slot, weighted, add, update, kind };
     let panels = (width as usize).div_ceil(PANEL_ROWS);
     let per_task = panels.div_ceil(cx.workers.count() * TASKS_PER_THREAD).max(1);
     y.each_block(cx.workers, PANEL_ROWS, per_task, |cols| job.task(cols));
 }
 
-impl Job<'_, '_> {
-    /// The expert of a row, or [`NONE`].
-    fn choice(&self, row: usize) -> u32 {
-        let taken = self.route.row(row).iter().enumerate().filter(|(_, weight)| **weight != 0.0);
-        taken.map(|(expert, _)| expert as u32).nth(self.slot).unwrap_or(NONE)
-    }
+/// The `slot`-th expert of a row with these weights, or [`NONE`].
+fn choice(route: &[f32], slot: usize) -> u32 {
+    let taken = route.iter().enumerate().filter(|(_, weight)| **weight != 0.0);
+    taken.map(|(expert, _)| expert as u32).nth(slot).unwrap_or(NONE)
+}
 
+impl Job<'_, '_> {
     /// Computes one range of panels for all rows.
     fn task(&self, mut out: ColsMut<'_>) {
         let n = self.x.len();
         for first in (0..n).step_by(TOKEN_BLOCK) {
             let mut choices = [NONE; TOKEN_BLOCK];
             let choices = &mut choices[..TOKEN_BLOCK.min(n - first)];
-            for (i, choice) in choices.iter_mut().enumerate() {
-                *choice = self.choice(first + i);
+            for (i, expert) in choices.iter_mut().enumerate() {
+                *expert = choice(self.route.row(first + i), self.slot);
             }
             for (i, expert) in choices.iter().enumerate() {
                 if *expert == NONE {
                     if !self.add {
                         out.row(first + i).fill(0.0);
                     }
+                } else if let Some((patches, values)) = &self.update {
+                    let row = first + i;
+                    let tensor = self.first + expert;
+                    let slots = linear_slots(&self.file, self.file.tensors[tensor as usize].slot, tensor);
+                    let update = LowRank::of_row(&self.file, &patches.run(self.kind, row, row + 1), slots);
+                    self.expert(*expert, row, &[*expert], &mut out, (!update.is_empty()).then_some((&update, values)));
                 } else if !choices[..i].contains(expert) {
-                    self.expert(*expert, first, choices, &mut out);
+                    self.expert(*expert, first, choices, &mut out, None);
                 }
             }
         }
     }
 
-    /// One expert's panels for the rows from `first` on that chose it.
-    fn expert(&self, expert: u32, first: usize, choices: &[u32], out: &mut ColsMut<'_>) {
+    /// One expert's panels for the rows from `first` on that chose it; an update is of one row.
+    fn expert(
+        &self,
+        expert: u32,
+        first: usize,
+        choices: &[u32],
+        out: &mut ColsMut<'_>,
+        update: Option<(&LowRank<'_>, &Rows<'_>)>,
+    ) {
         let Some(Tensor::Panels { format, cols, data, .. }) = self.file.tensor(self.first + expert) else { return };
         let panel_bytes = format.panel_bytes(cols);
         let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
+        let mut work = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
         for p in 0..out.width().div_ceil(PANEL_ROWS) {
-            let panel = &data[(out.first_block + p) * panel_bytes..][..panel_bytes];
+            let index = out.first_block + p;
+            let panel = &data[index * panel_bytes..][..panel_bytes];
             let mut from = 0;
             while let Some(run) = Run::next(choices, expert, from) {
                 let rows = self.x.span(first + run.start, (run.count - 1) * run.step + 1);
                 let rows = ActRows::new(rows, self.x.stride() * run.step);
                 let tile = &mut tile[..run.count];
                 self.kernels.linear_panel(format, &self.file.header.codebook, panel, cols, rows, tile);
+                if let Some((update, values)) = update {
+                    update.update(self.kernels, values, index, first, tile, &mut work);
+                }
                 for (i, sums) in tile.iter().enumerate() {
                     let row = first + run.start + i * run.step;
                     let weight = if self.weighted { self.route.row(row)[expert as usize] } else { 1.0 };

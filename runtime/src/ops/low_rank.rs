@@ -11,9 +11,10 @@
 use core::ops::Range;
 
 use super::Context;
+use super::patches::Run;
 use crate::adapter::{MAX_ACTIVE, Patch};
 use crate::format::record::{NONE, Operand, RowKind};
-use crate::format::view::{Tensor, Thin};
+use crate::format::view::{File, Tensor, Thin};
 use crate::kernels::{ActRows, Kernels, MAX_TOKENS, QuantRow, quant_row_bytes};
 use crate::program::verify::{MAX_SLOTS, linear_slots};
 use crate::session::arena::Rows;
@@ -138,7 +139,8 @@ impl<'m> LowRank<'m> {
     /// Plans the pass that begins at row `first`, and computes its low-rank values.
     pub fn begin(cx: &mut Context<'_, 'm>, site: Site, first: usize, rows: usize) -> Self {
         let mut pass = Self { rows: first..first, terms: [None; MAX_TERMS], count: 0, biased: false };
-        let slots = linear_slots(&cx.file, site.slot, site.weight);
+        let file = cx.file;
+        let slots = linear_slots(&file, site.slot, site.weight);
         while pass.rows.end < rows {
             let run = cx.patches.run(site.kind, pass.rows.end, rows);
             let patched = |slot: u32| run.acting().filter(move |a| a.adapter.patch(slot).is_some()).count();
@@ -147,24 +149,57 @@ impl<'m> LowRank<'m> {
                 break;
             }
             pass.rows.end = run.rows.end;
-            if terms == 0 {
-                continue;
-            }
-            let mut t = 0;
-            for active in run.acting() {
-                let (mut shared, mut at) = (NONE, 0);
-                for slot in slots.clone() {
-                    let Some(p) = active.adapter.patch(slot) else { continue };
-                    if p.record.a != NONE && p.record.a != shared {
-                        (shared, at) = (p.record.a, t);
-                        t += project(cx, site, &p, run.rows.clone(), at, active.weight);
-                    }
-                    let s = &cx.file.slots[slot as usize];
-                    pass.add(&p, &run.rows, (s.row_start as usize, (s.row_start + s.rows) as usize), at);
-                }
+            if terms > 0 {
+                let rows = run.rows.clone();
+                pass.extend(&file, &run, slots.clone(), |p, at, weight| project(cx, site, p, rows.clone(), at, weight));
             }
         }
         pass
+    }
+
+    /// The terms of one row of a step's `run` on some slots, whose low-rank values exist already.
+    pub fn of_row(file: &File<'m>, run: &Run<'_, 'm>, slots: Range<u32>) -> Self {
+        let row = run.rows.start;
+        let mut pass = Self { rows: row..row + 1, terms: [None; MAX_TERMS], count: 0, biased: false };
+        pass.extend(file, run, slots, |_, _, _| {});
+        pass
+    }
+
+    /// Computes the low-rank values of one row of a step's `run` on some slots.
+    pub fn project_row(cx: &mut Context<'_, 'm>, site: Site, run: &Run<'_, 'm>) {
+        let (file, row) = (cx.file, run.rows.start);
+        let mut pass = Self { rows: row..row + 1, terms: [None; MAX_TERMS], count: 0, biased: false };
+        let slots = linear_slots(&file, site.slot, site.weight);
+        pass.extend(&file, run, slots, |p, at, weight| project(cx, site, p, row..row + 1, at, weight));
+    }
+
+    /// Whether nothing acts.
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Adds what acts on a run; `project` is called for every A with its first column and the adapter's weight.
+    fn extend(
+        &mut self,
+        file: &File<'m>,
+        run: &Run<'_, 'm>,
+        slots: Range<u32>,
+        mut project: impl FnMut(&Patch<'m>, usize, f32),
+    ) {
+        let mut t = 0;
+        for active in run.acting() {
+            let (mut shared, mut at) = (NONE, 0);
+            for slot in slots.clone() {
+                let Some(p) = active.adapter.patch(slot) else { continue };
+                if p.record.a != NONE && p.record.a != shared {
+                    (shared, at) = (p.record.a, t);
+                    project(&p, at, active.weight);
+                    t += columns(&p);
+                }
+                let s = &file.slots[slot as usize];
+                self.add(&p, &run.rows, (s.row_start as usize, (s.row_start + s.rows) as usize), at);
+            }
+        }
     }
 
     fn add(&mut self, p: &Patch<'m>, rows: &Range<usize>, outputs: (usize, usize), at: usize) {
@@ -254,13 +289,15 @@ impl<'m> LowRank<'m> {
     }
 }
 
-/// `t = weight · (A·x)` for some rows, into columns from `at` on; gives the columns taken.
-fn project(cx: &mut Context<'_, '_>, site: Site, p: &Patch<'_>, rows: Range<usize>, at: usize, weight: f32) -> usize {
-    let Some(a) = p.file.tensor(p.record.a) else { return 0 };
-    let ranks = match a {
-        Tensor::Thin(Thin { rows, .. }) | Tensor::Panels { rows, .. } | Tensor::Vector { rows, .. } => rows,
-    };
-    let width = ranks.next_multiple_of(PANEL_ROWS);
+/// Columns that the values of a patch's A take.
+fn columns(p: &Patch<'_>) -> usize {
+    (p.file.tensors[p.record.a as usize].rows as usize).next_multiple_of(PANEL_ROWS)
+}
+
+/// `t = weight · (A·x)` for some rows, into columns from `at` on.
+fn project(cx: &mut Context<'_, '_>, site: Site, p: &Patch<'_>, rows: Range<usize>, at: usize, weight: f32) {
+    let Some(a) = p.file.tensor(p.record.a) else { return };
+    let width = columns(p);
     let (kernels, codebook) = (cx.kernels, &cx.file.header.codebook);
     let (out, x) = cx.arena.low_rank_mut((site.input, site.cols));
     let workers: &dyn Workers = if rows.len() * width * site.cols < ALONE { &Inline } else { cx.workers };
@@ -321,7 +358,6 @@ fn project(cx: &mut Context<'_, '_>, site: Site, p: &Patch<'_>, rows: Range<usiz
             tile.row(i).copy_from_slice(sums);
         }
     });
-    width
 }
 
 /// Sums of blocks of inputs, in order.

@@ -424,10 +424,12 @@ impl Context<'_, '_> {
                     return invalid("expert_linear.experts", experts, MAX_EXPERTS);
                 }
                 let first = self.panels(weight)?;
-                for i in 1..experts {
-                    if self.panels(weight.saturating_add(i))? != first {
-                        return invalid("expert_linear: experts differ", weight.saturating_add(i), weight);
+                for i in 0..experts {
+                    let weight_i = weight.saturating_add(i);
+                    if self.panels(weight_i)? != first {
+                        return invalid("expert_linear: experts differ", weight_i, weight);
                     }
+                    self.slot(self.file.tensors[weight_i as usize].slot, weight_i, SlotKind::Linear)?;
                 }
                 let (format, n, k) = first;
                 if n != width {

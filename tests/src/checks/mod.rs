@@ -8,6 +8,7 @@
 //! | `tokens` | the pack's tokenizer gives the recorded ids and text |
 //! | `merged` | exported merged weights equal the recorded ones |
 //! | `unmerged`, `unmerged greedy` | base pack plus adapter file computes the same |
+//! | `adapter of the pack` | an adapter file made from the base's f32 pack is the same, byte by byte |
 //! | `q8`, `q8 greedy`, `q4` | quantized packs stay near what the scheme can reach |
 //! | `bits` | outputs are the same to the bit for any threads, chunking and instruction set |
 //! | `verify` | `lora-pack verify` accepts the pack |

@@ -6,10 +6,12 @@
 //! roofline  read bandwidth and int8 peak of this machine, and the share of them that a step reaches
 //! ops       where the time of a step goes, op by op
 //! code      calls, spills and instruction counts of the kernels' machine code
+//! adapter   what unmerged mode costs: opening, switching, memory, speed
 //! report    all of it for several pairs of models, as docs/performance.md
 //! quantize  a GGUF file to Q4_0 or Q8_0, by llama.cpp's own quantizer
 //! ```
 
+mod adapter;
 mod clock;
 mod code;
 mod compare;
@@ -49,6 +51,8 @@ enum Verb {
     Ops(ops::Args),
     /// Check the machine code of the kernels: no call, no spill; count its instructions
     Code(code::Args),
+    /// What unmerged mode costs: opening, switching, memory, speed
+    Adapter(adapter::Args),
     /// Everything for several pairs of models, as Markdown
     Report(report::Args),
     /// One side of `memory`, for which it starts processes
@@ -74,6 +78,7 @@ fn main() -> Result<()> {
         Verb::Roofline(args) => roofline::run(&args),
         Verb::Ops(args) => ops::run(&args),
         Verb::Code(args) => code::run(&args),
+        Verb::Adapter(args) => adapter::run(&args),
         Verb::Report(args) => report::run(&args),
         Verb::Once(args) => memory::once(&args),
         #[cfg(feature = "llama-cpp")]

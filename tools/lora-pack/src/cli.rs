@@ -160,11 +160,13 @@ impl Quant {
 Examples:
   lora-pack merge --base SmolLM2-135M-Instruct --quant q4 -o base.lpk           (the base, once)
   lora-pack adapter --base SmolLM2-135M-Instruct --adapter home-control -o home.lpk
+  lora-pack adapter --base base.lpk --adapter home-control -o home.lpk          (without the base's folder)
   lora-pack adapter --base bert-base --adapter intents --labels on,off,dim --quant f16 -o intents.lpk
   lora-run generate base.lpk --adapter home.lpk -p 'Turn on the light'")]
 pub struct AdapterArgs {
-    /// The base that the adapter was trained on: a Hugging Face folder, or a .safetensors file with its config.json
-    #[arg(long, value_name = "DIR|FILE")]
+    /// The base that the adapter was trained on: a Hugging Face folder, a .safetensors file with its config.json, a GGUF
+    /// file, or the base's pack
+    #[arg(long, value_name = "DIR|FILE|BASE.lpk")]
     pub base: PathBuf,
     /// Revision of a base that is named as on the Hub
     #[arg(long, value_name = "REVISION")]

@@ -30,7 +30,7 @@ use crate::golden;
 use crate::keep;
 use crate::merge::{Merged, TaskType};
 use crate::quantize::{Q4_TABLE, Unrepresentable, quantize_rows};
-use crate::source::{BaseModel, sentence};
+use crate::source::{BaseModel, packed, sentence};
 use crate::write::{LpkWriter, Strings, Tables};
 
 /// How to pack.
@@ -402,6 +402,12 @@ impl Writing<'_, '_> {
             (info.pooling, info.normalize) = (s.pooling, s.normalize.into());
         }
         meta.insert("format.blocks".into(), options.format.name().into());
+        let shapes = merged.names().filter_map(|name| Some((name, merged.shape(name)?)));
+        meta.insert(packed::TENSORS.into(), packed::encode(shapes).to_string());
+        meta.insert(packed::CONFIG.into(), config.to_string());
+        if let Some(generation) = &base.generation_config {
+            meta.insert(packed::GENERATION.into(), generation.to_string());
+        }
         let kv = KvType::from_u16(info.kv_type as u16).unwrap_or(KvType::F32);
         let positions = lowered.entries.iter().map(|e| e.max_positions).min().unwrap_or(0);
         meta.insert(GOLDEN.into(), golden::pending(kv, lowered.vocab, positions)?.to_string());
@@ -411,7 +417,8 @@ impl Writing<'_, '_> {
         }
         let (entries, ops, outputs) = program(lowered, &mut strings);
         let slots = slots(lowered, &mut strings);
-        for (i, s) in slots.iter().enumerate().filter(|(_, s)| s.kind == SlotKind::Vector as u32) {
+        // A vector's slot, or the first of a linear's.
+        for (i, s) in slots.iter().enumerate().rev().filter(|(_, s)| s.kind != SlotKind::Embed as u32) {
             records[s.tensor as usize].slot = i as u32;
         }
         let tables = Tables {

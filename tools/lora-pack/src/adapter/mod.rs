@@ -62,7 +62,13 @@ pub fn pack_adapter(
     let unmerged = MergeOptions { purpose: Purpose::Adapter, ..merge.clone() };
     let merged = Merged::new(base, std::slice::from_ref(spec), &unmerged)?;
     let base_options = PackOptions { task: None, labels: None, ..options.clone() };
-    let base_task = task_of(&plain, &base_options)?;
+    let base_task = match base.packed() {
+        Some(packed) if packed.is_merged() => {
+            bail!("{}: adapters are merged into this pack; give one of the base alone", base.dir.display())
+        }
+        Some(packed) => packed.task(),
+        None => task_of(&plain, &base_options)?,
+    };
     let task = options.task.or(merged.task().map(crate::pack::task_number)).unwrap_or(base_task);
     let policy = Policy::new(WeightFormat::F32);
     let before =
@@ -108,8 +114,10 @@ pub fn pack_adapter(
         .tokenizer_json
         .as_ref()
         .filter(|json| plain.tokenizer().tokenizer_json.as_ref() != Some(json) || lowered.vocab != before.vocab);
-    let tokenizer =
-        own_tokenizer.map(|json| compile_tokenizer(json, lowered.vocab).context("tokenizer.json")).transpose()?;
+    let tokenizer = own_tokenizer
+        .map(|json| compile_tokenizer(json, lowered.vocab).context("tokenizer.json"))
+        .transpose()?
+        .filter(|own| base.packed().is_none_or(|packed| packed.tokenizer() != own.bytes));
     let summary = merged.adapters().remove(0);
     let changed = patches.len();
     let tables = Tables {
@@ -147,6 +155,10 @@ pub fn pack_adapter(
 /// Refuses a base that could not be packed itself, so that a broken download is found here and not on the device: its
 /// tokenizer has to compile, its numbers have to be finite.
 fn base_is_sound(base: &BaseModel, plain: &Merged<'_>, lowered: &Lowered, options: &PackOptions) -> Result<()> {
+    if base.packed().is_some() {
+        // Packing it looked at all of this.
+        return Ok(());
+    }
     tokenizer(base, plain, lowered.vocab, options)?;
     let names: BTreeSet<&str> = lowered
         .tensors
@@ -166,8 +178,7 @@ fn base_is_sound(base: &BaseModel, plain: &Merged<'_>, lowered: &Lowered, option
 
 fn meta(base: &BaseModel, merged: &Merged<'_>, options: &PackOptions) -> BTreeMap<String, String> {
     let mut meta = BTreeMap::new();
-    let name = base.dir.canonicalize().unwrap_or_else(|_| base.dir.clone());
-    meta.insert("base.name".into(), name.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()));
+    meta.insert("base.name".into(), base.name());
     meta.insert("pack.tool".into(), concat!("lora-pack ", env!("CARGO_PKG_VERSION")).into());
     meta.insert("format.blocks".into(), options.format.name().into());
     for a in merged.adapters() {
@@ -237,24 +248,7 @@ fn every_change_has_a_place(merged: &Merged<'_>, after: &Lowered, consumed: &BTr
             Source::Product(_) | Source::Values(_) | Source::Zeros => None,
         })
         .collect();
-    // Products were computed while packing the base: nothing can be added to them afterwards.
-    let fixed: BTreeSet<&str> = after
-        .tensors
-        .iter()
-        .flat_map(|t| &t.parts)
-        .filter_map(|p| match &p.source {
-            Source::Product(p) => Some(p),
-            _ => None,
-        })
-        .flat_map(|p| {
-            let norm = p.norm.iter().flat_map(|(weight, bias, _)| [weight.as_str(), bias.as_str()]);
-            norm.chain([p.table.as_str(), p.matrix.as_str(), p.bias.as_str()])
-        })
-        .collect();
     for change in changed_sources(merged) {
-        if fixed.contains(change.as_str()) {
-            bail!("{change}: the base's relative positions went through it when it was packed; use `lora-pack merge`");
-        }
         if read.contains(change.as_str()) && !consumed.contains(&change) {
             bail!("{change}: the adapter changes it, and it has no place in unmerged mode; use `lora-pack merge`");
         }

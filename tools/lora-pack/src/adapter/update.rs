@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail};
-use lora_models::spec::{Lowered, Part, RowMap, SlotSpec, Source};
+use lora_models::spec::{Lowered, Part, Product, RowMap, SlotSpec, Source};
 use lora_runtime::format::SlotKind;
 
 use crate::merge::{Delta, LowRank, Merged};
@@ -117,6 +117,15 @@ impl<'a, 'b> Updates<'a, 'b> {
     fn linear(&mut self, before: &SlotSpec, after: &SlotSpec) -> Result<Update> {
         let bias = self.bias(before, after)?;
         let mut update = Update { change: Change::None, gain: None, bias };
+        if let Source::Product(product) = &after.source {
+            let touched: Vec<String> =
+                names(product).filter(|n| self.changed.contains(*n)).map(str::to_owned).collect();
+            if !touched.is_empty() {
+                update.change = self.difference(before, after)?;
+                self.consumed.extend(touched);
+            }
+            return Ok(update);
+        }
         let Some((name, transpose, map)) = checkpoint(&after.source) else { return Ok(update) };
         let Some(delta) = self.merged.delta(name)? else { return Ok(update) };
         self.consumed.insert(name.to_owned());
@@ -127,7 +136,12 @@ impl<'a, 'b> Updates<'a, 'b> {
             update.gain = gain.map(|g| rows_of(&g, 1, map));
             return Ok(update);
         }
-        // Not low-rank: what is added to the rows.
+        update.change = self.difference(before, after)?;
+        Ok(update)
+    }
+
+    /// Of what is not low-rank: what is added to the rows.
+    fn difference(&self, before: &SlotSpec, after: &SlotSpec) -> Result<Change> {
         let part = |s: &SlotSpec| Part { source: s.source.clone(), rows: s.rows, add: 0.0, module: String::new() };
         let mut values = fill_part(&part(after), after.cols, self.merged)?;
         let base = fill_part(&part(before), before.cols, self.plain)?;
@@ -135,8 +149,7 @@ impl<'a, 'b> Updates<'a, 'b> {
             bail!("the adapter's matrix has another shape than the base's");
         }
         values.iter_mut().zip(base).for_each(|(v, b)| *v -= b);
-        update.change = sparse(values, after.cols, |row| row.iter().any(|v| *v != 0.0));
-        Ok(update)
+        Ok(sparse(values, after.cols, |row| row.iter().any(|v| *v != 0.0)))
     }
 
     /// Factors and gain in the orientation of a matrix that is stored transposed or not; `None` where there are none.
@@ -210,6 +223,12 @@ fn sparse(values: Vec<f32>, cols: usize, mut differs: impl FnMut(&[f32]) -> bool
         }
         _ => Change::Rows { indices: None, values },
     }
+}
+
+/// The tensors that a product is made of.
+fn names(p: &Product) -> impl Iterator<Item = &str> {
+    let norm = p.norm.iter().flat_map(|(weight, bias, _)| [weight.as_str(), bias.as_str()]);
+    norm.chain([p.table.as_str(), p.matrix.as_str(), p.bias.as_str()])
 }
 
 /// Name, orientation and rows of a slot's source.

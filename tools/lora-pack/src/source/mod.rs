@@ -1,4 +1,5 @@
-//! Reading what other tools wrote: Hugging Face model folders, GGUF files and PEFT adapter folders.
+//! Reading what other tools wrote: Hugging Face model folders, GGUF files and PEFT adapter folders; and packs, as what they
+//! were made of.
 //!
 //! Every byte here comes from outside, so each reader checks before it trusts and answers with a [`SourceError`] that
 //! names the file and, where there is one, the tensor or the field. Weights are mapped, never read as a whole.
@@ -15,6 +16,7 @@ mod index;
 pub mod json;
 mod map;
 pub mod model;
+pub mod packed;
 pub mod pickle;
 pub mod safetensors;
 pub mod sentence;

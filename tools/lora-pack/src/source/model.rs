@@ -1,4 +1,4 @@
-//! A base model: a Hugging Face folder, one `.safetensors` file with `config.json` beside it, or a GGUF file.
+//! A base model: a Hugging Face folder, one `.safetensors` file with `config.json` beside it, a GGUF file, or a pack.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::packed::{self, Packed};
 use super::{SourceError, TensorIndex, TokenizerFiles, gguf, index, json};
 
 /// Bytes read between two releases of mapped pages.
@@ -16,7 +17,7 @@ const RELEASE_EVERY: usize = 64 << 20;
 /// An opened base model: its configs read, its weights mapped.
 #[derive(Debug)]
 pub struct BaseModel {
-    /// The folder, or the GGUF file.
+    /// The folder, or the GGUF file or pack.
     pub dir: PathBuf,
     /// `config.json`; an object with a `model_type`.
     pub config: Value,
@@ -25,11 +26,12 @@ pub struct BaseModel {
     /// Tokenizer and chat template.
     pub tokenizer: TokenizerFiles,
     tensors: TensorIndex,
+    packed: Option<Packed>,
     fingerprint: OnceLock<[u8; 32]>,
 }
 
 impl BaseModel {
-    /// Opens a model folder, the single weights file in one, or a GGUF file.
+    /// Opens a model folder, the single weights file in one, a GGUF file, or a pack.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let meta = std::fs::metadata(path).map_err(|e| SourceError::io(path, e))?;
         if meta.is_file() && gguf::is_gguf(path) {
@@ -43,7 +45,20 @@ impl BaseModel {
                 generation_config: None,
                 tokenizer,
                 tensors,
+                packed: None,
                 fingerprint: OnceLock::new(),
+            });
+        }
+        if meta.is_file() && packed::is_packed(path) {
+            let parts = packed::open(path)?;
+            return Ok(Self {
+                dir: path.to_owned(),
+                config: parts.config,
+                generation_config: parts.generation_config,
+                tokenizer: parts.tokenizer,
+                tensors: parts.tensors,
+                packed: Some(parts.packed),
+                fingerprint: parts.fingerprint.into(),
             });
         }
         let (dir, file) = if meta.is_dir() {
@@ -65,6 +80,7 @@ impl BaseModel {
             generation_config: json::read_if_there(&dir.join("generation_config.json"))?,
             tokenizer: TokenizerFiles::read(&dir)?,
             tensors,
+            packed: None,
             dir,
             fingerprint: OnceLock::new(),
         })
@@ -75,6 +91,20 @@ impl BaseModel {
         &self.tensors
     }
 
+    /// The pack, where the base is one.
+    pub fn packed(&self) -> Option<&Packed> {
+        self.packed.as_ref()
+    }
+
+    /// What it is called: the folder's or file's name; a pack keeps that of its base.
+    pub fn name(&self) -> String {
+        if let Some(name) = self.packed.as_ref().and_then(Packed::base_name) {
+            return name.to_owned();
+        }
+        let path = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
+        path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+    }
+
     /// `model_type` of the config.
     pub fn model_type(&self) -> &str {
         self.config.get("model_type").and_then(Value::as_str).unwrap_or_default()
@@ -82,7 +112,11 @@ impl BaseModel {
 
     /// One stored tensor, widened.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, SourceError> {
-        self.tensors.get(name).ok_or_else(|| SourceError::tensor(&self.dir, name, "missing"))?.read_f32()
+        let tensor = self.tensors.get(name).ok_or_else(|| SourceError::tensor(&self.dir, name, "missing"))?;
+        match &self.packed {
+            Some(packed) => packed.read_f32(name, tensor.shape),
+            None => tensor.read_f32(),
+        }
     }
 
     /// SHA-256 over every tensor's name, dtype, shape and bytes, and the config: equal for equal models however they

@@ -29,6 +29,8 @@ enum Data {
     Mapped(Range<usize>),
     /// Gathered from a strided view of a pickled tensor.
     Owned(Vec<u8>),
+    /// Not stored as such: a pack's values are computed (`packed`).
+    Packed,
 }
 
 /// One stored tensor.
@@ -42,7 +44,7 @@ pub struct TensorView<'a> {
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: &'a [usize],
-    /// Its little-endian bytes, at any alignment.
+    /// Its little-endian bytes, at any alignment; none of a pack's.
     pub bytes: &'a [u8],
     /// How the bytes' order differs from the shape's.
     pub arrangement: Arrangement,
@@ -111,6 +113,12 @@ impl TensorIndex {
         self.insert(name, Stored { file, dtype, shape, data: Data::Owned(bytes), arrangement: Arrangement::Same })
     }
 
+    /// Adds a tensor that a pack was made of: its name and shape.
+    pub(super) fn add_packed(&mut self, file: usize, name: String, shape: Vec<usize>) -> Result<(), SourceError> {
+        let arrangement = Arrangement::Same;
+        self.insert(name, Stored { file, dtype: Dtype::F32, shape, data: Data::Packed, arrangement })
+    }
+
     fn insert(&mut self, name: String, stored: Stored) -> Result<(), SourceError> {
         if let Some(other) = self.entries.get(&name) {
             let other = self.files[other.file].path().display().to_string();
@@ -151,6 +159,7 @@ impl TensorIndex {
         let bytes = match &s.data {
             Data::Mapped(range) => &file.bytes()[range.clone()],
             Data::Owned(bytes) => bytes,
+            Data::Packed => &[],
         };
         TensorView { name, file: file.path(), dtype: s.dtype, shape: &s.shape, bytes, arrangement: s.arrangement }
     }
@@ -159,18 +168,26 @@ impl TensorIndex {
 impl TensorView<'_> {
     /// Number of elements.
     pub fn elements(&self) -> usize {
-        self.bytes.len() / self.dtype.size() * self.dtype.block()
+        self.shape.iter().product()
+    }
+
+    fn is_stored(&self) -> bool {
+        !self.bytes.is_empty() || self.elements() == 0
     }
 
     /// Whether both hold the same elements, by their bytes.
     pub fn same_as(&self, other: &TensorView<'_>) -> bool {
-        (self.dtype, self.arrangement, self.shape, self.bytes)
-            == (other.dtype, other.arrangement, other.shape, other.bytes)
+        self.is_stored()
+            && (self.dtype, self.arrangement, self.shape, self.bytes)
+                == (other.dtype, other.arrangement, other.shape, other.bytes)
     }
 
     /// The elements as f32: half types widen exactly, blocks as their format says, F64 rounds to nearest, integers are
     /// refused.
     pub fn read_f32(&self) -> Result<Vec<f32>, SourceError> {
+        if !self.is_stored() {
+            return Err(self.problem("only the pack's own reader gives its values"));
+        }
         let mut out = vec![0.0; self.elements()];
         if !self.dtype.widen(self.bytes, &mut out) {
             return Err(self.problem(format!("dtype {} where a floating-point one is needed", self.dtype.name())));

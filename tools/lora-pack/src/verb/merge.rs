@@ -195,9 +195,7 @@ fn progress_bar() -> ProgressBar {
 
 fn provenance(base: &BaseModel, merged: &Merged<'_>, args: &MergeArgs) -> BTreeMap<String, String> {
     let mut meta = BTreeMap::new();
-    let name = base.dir.canonicalize().unwrap_or_else(|_| base.dir.clone());
-    let name = name.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    meta.insert("base.name".into(), name);
+    meta.insert("base.name".into(), base.name());
     meta.insert("pack.tool".into(), concat!("lora-pack ", env!("CARGO_PKG_VERSION")).into());
     for (i, a) in merged.adapters().into_iter().enumerate() {
         let about = json!({"name": a.label, "weight": a.weight, "type": a.method, "r": a.r, "alpha": a.alpha,
