@@ -87,7 +87,7 @@ pub fn with_session<T>(
     let pool = Pool::new(setup.threads)?;
     let mut arena = ArenaBox::new(usize::try_from(model.plan(&config).arena_bytes)?);
     let session = Session::new(model, config, options.kernels()?, &pool, arena.as_mut_slice())?;
-    f(Lora { session, filled: 0 })
+    f(Lora::new(session))
 }
 
 /// A session, and how much of its cache holds something.
@@ -95,6 +95,13 @@ pub struct Lora<'m> {
     /// The session.
     pub session: Session<'m>,
     filled: u32,
+}
+
+impl<'m> Lora<'m> {
+    /// A session that has run nothing yet.
+    pub fn new(session: Session<'m>) -> Self {
+        Self { session, filled: 0 }
+    }
 }
 
 impl Lora<'_> {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! compare   tokens per second of both, interleaved; ratios with their spread
-//! memory    peak memory and loading time, each side in a process of its own
+//! memory    peak memory, loading time and first token, each side in a process of its own
+//! threads   what more threads bring, alone and beside a busy CPU
 //! roofline  read bandwidth and int8 peak of this machine, and the share of them that a step reaches
 //! ops       where the time of a step goes, op by op
 //! code      calls, spills and instruction counts of the kernels' machine code
@@ -25,6 +26,7 @@ mod report;
 mod roofline;
 mod runner;
 mod stats;
+mod threads;
 
 use std::path::PathBuf;
 
@@ -43,8 +45,10 @@ struct Cli {
 enum Verb {
     /// Tokens per second beside llama.cpp, interleaved
     Compare(compare::Args),
-    /// Peak memory and loading time
+    /// Peak memory, loading time, and the first token with the file in memory and not
     Memory(memory::Args),
+    /// What more threads bring, alone and beside a busy CPU
+    Threads(threads::Args),
     /// What this machine can do, and the share of it that a step reaches
     Roofline(roofline::Args),
     /// Time of a step, op by op
@@ -75,6 +79,7 @@ fn main() -> Result<()> {
     match Cli::parse().verb {
         Verb::Compare(args) => compare::run(&args),
         Verb::Memory(args) => memory::run(&args),
+        Verb::Threads(args) => threads::run(&args),
         Verb::Roofline(args) => roofline::run(&args),
         Verb::Ops(args) => ops::run(&args),
         Verb::Code(args) => code::run(&args),

@@ -1,4 +1,4 @@
-//! Peak memory and loading time. Each side runs in a process of its own, started here.
+//! Peak memory, loading time, and the time to the first token. Each side runs in a process of its own, started here.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,6 +48,10 @@ pub struct Memory {
     pub peak: u64,
     /// Milliseconds of CPU time from opening the file to the first op.
     pub load_ms: Spread,
+    /// Milliseconds from opening the file to the first token after a prompt of one, with the file in the page cache.
+    pub warm_ms: Spread,
+    /// The same after the system was asked to drop the file from the page cache; none where it cannot be asked.
+    pub cold_ms: Option<Spread>,
 }
 
 impl Memory {
@@ -74,20 +78,22 @@ pub fn run(args: &Args) -> Result<()> {
 /// The rows as a Markdown table.
 pub fn table(rows: &[(String, Memory)]) -> String {
     let mut text = format!(
-        "| model | file, MB | KV of {CONTEXT} positions, MB | peak RSS, MB | peak ÷ (file + KV) | load to first op, CPU ms |\n\
-         |---|---|---|---|---|---|\n"
+        "| model | file, MB | KV of {CONTEXT} positions, MB | peak RSS, MB | peak ÷ (file + KV) | load to first op, CPU ms | \
+         first token, ms | the same, file not in memory |\n\
+         |---|---|---|---|---|---|---|---|\n"
     );
     for (name, m) in rows {
         let mb = |bytes: u64| bytes as f64 / 1e6;
+        let ms = |s: Spread| format!("{:.2} ({:.2}…{:.2})", s.median, s.low, s.high);
         text += &format!(
-            "| {name} | {:.1} | {:.1} | {:.1} | **{:.2}** | {:.2} ({:.2}…{:.2}) |\n",
+            "| {name} | {:.1} | {:.1} | {:.1} | **{:.2}** | {} | {} | {} |\n",
             mb(m.file),
             mb(m.kv),
             mb(m.peak),
             m.ratio(),
-            m.load_ms.median,
-            m.load_ms.low,
-            m.load_ms.high
+            ms(m.load_ms),
+            ms(m.warm_ms),
+            m.cold_ms.map_or_else(|| "–".into(), ms)
         );
     }
     text
@@ -98,25 +104,58 @@ pub fn table(rows: &[(String, Memory)]) -> String {
 /// # Errors
 /// A process fails.
 pub fn measure(model: &Path, options: &Options, rounds: u32) -> Result<Memory> {
-    let mut load = Vec::new();
+    let (mut load, mut warm, mut cold) = (Vec::new(), Vec::new(), Vec::new());
+    let number = |report: &Json, name: &'static str| report[name].as_f64().context(name);
     let mut last = Json::Null;
     for round in 0..=rounds {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("once").arg(model).args(["--kv", options.kv.name()]);
-        if let Some(level) = options.isa {
-            command.args(["--isa", level.name()]);
+        if drop_from_cache(model)? {
+            let ms = number(&start(model, options)?, "first_ms")?;
+            cold.extend((round > 0).then_some(ms));
         }
-        let output = command.output()?;
-        if !output.status.success() {
-            bail!("{}: {}", model.display(), String::from_utf8_lossy(&output.stderr).trim());
-        }
-        last = serde_json::from_slice(&output.stdout)?;
+        last = start(model, options)?;
         if round > 0 {
-            load.push(last["load_ms"].as_f64().context("load_ms")?);
+            load.push(number(&last, "load_ms")?);
+            warm.push(number(&last, "first_ms")?);
         }
     }
     let field = |name: &'static str| last[name].as_u64().context(name);
-    Ok(Memory { file: field("file")?, kv: field("kv")?, peak: field("peak")?, load_ms: Spread::of(&mut load) })
+    Ok(Memory {
+        file: field("file")?,
+        kv: field("kv")?,
+        peak: field("peak")?,
+        load_ms: Spread::of(&mut load),
+        warm_ms: Spread::of(&mut warm),
+        cold_ms: (!cold.is_empty()).then(|| Spread::of(&mut cold)),
+    })
+}
+
+/// Starts a process for a model; returns its report.
+fn start(model: &Path, options: &Options) -> Result<Json> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("once").arg(model).args(["--kv", options.kv.name()]);
+    if let Some(level) = options.isa {
+        command.args(["--isa", level.name()]);
+    }
+    let output = command.output()?;
+    if !output.status.success() {
+        bail!("{}: {}", model.display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Asks the system to forget what it holds of a file; returns whether it can be asked.
+#[cfg(target_os = "linux")]
+fn drop_from_cache(path: &Path) -> Result<bool> {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    // Pages that are not on the disk yet are kept.
+    file.sync_all()?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(true)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn drop_from_cache(_: &Path) -> Result<bool> {
+    Ok(false)
 }
 
 /// One process: loads, reads a prompt, generates the rest of the context.
@@ -124,46 +163,58 @@ pub fn measure(model: &Path, options: &Options, rounds: u32) -> Result<Memory> {
 /// # Errors
 /// The model cannot be loaded or run.
 pub fn once(args: &OnceArgs) -> Result<()> {
-    let start = Clock::Process.now();
-    let (kv, loaded) =
+    let (start, start_wall) = (Clock::Process.now(), Clock::Wall.now());
+    let (kv, times) =
         if args.model.extension().is_some_and(|e| e == "gguf") { once_llama(&args.model)? } else { once_lora(args)? };
     let file = std::fs::metadata(&args.model)?.len();
     let peak = peak_rss().context("the system does not tell peak memory")?;
-    let load_ms = (loaded - start).as_secs_f64() * 1e3;
-    println!("{}", json!({ "file": file, "kv": kv, "peak": peak, "load_ms": load_ms }));
+    let load_ms = (times.loaded - start).as_secs_f64() * 1e3;
+    let first_ms = (times.first - start_wall).as_secs_f64() * 1e3;
+    println!("{}", json!({ "file": file, "kv": kv, "peak": peak, "load_ms": load_ms, "first_ms": first_ms }));
     Ok(())
 }
 
 const SETUP: Setup = Setup { context: CONTEXT, batch: PROMPT, threads: 1 };
 
-/// Fills the context; returns the CPU time that the process had taken before.
-fn work(runner: &mut dyn Runner) -> Result<Duration> {
-    let loaded = Clock::Process.now();
-    runner.prefill(PROMPT)?;
-    runner.decode(PROMPT, CONTEXT - PROMPT)?;
-    Ok(loaded)
+/// When a process got where.
+#[derive(Clone, Copy)]
+struct Times {
+    /// The model was loaded; CPU time of the process.
+    loaded: Duration,
+    /// The first token was there; wall clock.
+    first: Duration,
 }
 
-/// Bytes of the KV cache, and the CPU time taken when the model was loaded.
-fn once_lora(args: &OnceArgs) -> Result<(u64, Duration)> {
+/// Makes a first token, then fills the context.
+fn work(runner: &mut dyn Runner) -> Result<Times> {
+    let loaded = Clock::Process.now();
+    runner.prefill(1)?;
+    let first = Clock::Wall.now();
+    runner.prefill(PROMPT)?;
+    runner.decode(PROMPT, CONTEXT - PROMPT)?;
+    Ok(Times { loaded, first })
+}
+
+/// Bytes of the KV cache, and the times.
+fn once_lora(args: &OnceArgs) -> Result<(u64, Times)> {
     let mapping = lora::map(&args.model)?;
     let model = lora::verify(&mapping)?;
-    let loaded = lora::with_session(model, &args.options, SETUP, |mut runner| work(&mut runner))?;
-    Ok((model.plan(&lora::config(&args.options, SETUP)).kv_bytes, loaded))
+    let times = lora::with_session(model, &args.options, SETUP, |mut runner| work(&mut runner))?;
+    Ok((model.plan(&lora::config(&args.options, SETUP)).kv_bytes, times))
 }
 
 #[cfg(feature = "llama-cpp")]
-fn once_llama(path: &Path) -> Result<(u64, Duration)> {
+fn once_llama(path: &Path) -> Result<(u64, Times)> {
     let backend = crate::llama::backend()?;
     let model = crate::llama::load(&backend, path)?;
-    let loaded = work(&mut crate::llama::Llama::new(&backend, &model, SETUP)?)?;
+    let times = work(&mut crate::llama::Llama::new(&backend, &model, SETUP)?)?;
     // f16 keys and values.
     let width = model.n_embd() as u32 / model.n_head() * model.n_head_kv();
-    Ok((2 * 2 * u64::from(CONTEXT) * u64::from(width) * u64::from(model.n_layer()), loaded))
+    Ok((2 * 2 * u64::from(CONTEXT) * u64::from(width) * u64::from(model.n_layer()), times))
 }
 
 #[cfg(not(feature = "llama-cpp"))]
-fn once_llama(_: &Path) -> Result<(u64, Duration)> {
+fn once_llama(_: &Path) -> Result<(u64, Times)> {
     bail!("this build has no llama.cpp")
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::lora::Options;
 use crate::runner::Setup;
-use crate::{code, compare, memory, ops, roofline};
+use crate::{code, compare, memory, ops, roofline, threads};
 
 /// Arguments of `report`.
 #[derive(Debug, clap::Args)]
@@ -67,8 +67,12 @@ pub fn run(args: &Args) -> Result<()> {
         rows.push((crate::file_name(path), memory::measure(path, &args.options, args.plan.rounds)?));
     }
     text += &memory::table(&rows);
-    text += "\n## Limits of the machine\n\n";
     let models: Vec<PathBuf> = pairs.iter().map(|(ours, _)| ours.clone()).collect();
+    if args.plan.threads.len() > 1 {
+        writeln!(text, "\n## More threads: {}\n", crate::file_name(&models[0]))?;
+        text += &threads::table(&models[0], &args.options, &args.plan.threads, args.plan.rounds)?;
+    }
+    text += "\n## Limits of the machine\n\n";
     text += &roofline::text(&models, &args.options, args.plan.rounds)?;
     let first = &models[0];
     for (title, depth, tokens) in

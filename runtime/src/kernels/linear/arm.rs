@@ -3,7 +3,7 @@
 //! are signed, and `sdot` takes its second operand from any lane.
 //!
 //! ```text
-//! one token                                          T tokens (8, 4 or 2)
+//! one token                                          T tokens (16, 8, 4 or 2)
 //! for each group:                                    for each strip of 4 rows:
 //!     x = 4 × 8 inputs, each twice                       for each group:
 //!     for each strip of 4 rows:                              w = the strip's codes, unpacked      8 registers
@@ -19,7 +19,7 @@ use core::arch::aarch64::*;
 use super::codes::Codes;
 use super::groups::{Place, each_group};
 use super::{IntPanel, LinearArgs};
-use crate::kernels::isa::arm::{Dot, Quad, Rows, Start};
+use crate::kernels::isa::arm::{Dot, Factors, Quad, Rows, Start, settle, settle_sum};
 use crate::kernels::isa::{Bytes, Isa};
 use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
 
@@ -34,6 +34,10 @@ impl<D: Dot> IntPanel for Quad<D> {
         unsafe {
             let codes = Signed::<D, C>::new(self, a.codebook);
             let mut t = 0;
+            if Signed::<D, C>::TILE == 16 && a.tokens == 16 {
+                codes.tokens::<16>(a, t);
+                t = 16;
+            }
             while t + 8 <= a.tokens {
                 codes.tokens::<8>(a, t);
                 t += 8;
@@ -108,6 +112,8 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         C::MAX
     };
     const MAX: i32 = if Self::OFFSET == 0 { Self::MAX_STORED } else { Self::OFFSET };
+    /// Most tokens that share an unpacking.
+    const TILE: usize = if Self::INTEGERS { D::TILE } else { 8 };
     /// What sums start from.
     const BIAS: i32 = if Self::INTEGERS { D::BIAS } else { 0 };
 
@@ -180,6 +186,7 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         let groups = a.k.div_ceil(GROUP);
         let row = a.x.wrapping_add(t * a.stride).cast::<i8>();
         let mut acc = [isa.splat(0.0); STRIPS];
+        let bias = Start::constant(Self::BIAS);
         each_group::<_, C>(
             isa,
             a,
@@ -195,6 +202,18 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                         isa.splat8(codes.add(24)),
                     ]);
                     let input = Input::load(codes, groups, place.g);
+                    if C::FORMAT.code_bits() == 4
+                        && let Some(sums) = self.nibbles(place.codes, x, &bias)
+                    {
+                        let offset = isa.splat_i(Self::OFFSET * input.sum);
+                        let mut s = 0;
+                        while s < STRIPS {
+                            let sum = if Self::OFFSET == 0 { sums[s] } else { isa.sub_i(sums[s], offset) };
+                            acc[s] = isa.add(acc[s], self.scaled(sum, self.scales(place, s), input));
+                            s += 1;
+                        }
+                        return;
+                    }
                     let start = if Self::OFFSET == 0 {
                         Start::constant(Self::BIAS)
                     } else {
@@ -229,6 +248,22 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         }
     }
 
+    /// [`Dot::nibbles`] of the format.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn nibbles(&self, codes: *const u8, x: [int8x16_t; 4], start: &Start) -> Option<[int32x4_t; STRIPS]> {
+        // SAFETY: passed on.
+        unsafe {
+            if Self::HAS_TABLE {
+                D::nibbles::<true>(codes, self.table, x, start)
+            } else {
+                D::nibbles::<false>(codes, self.table, x, start)
+            }
+        }
+    }
+
     /// The sums of the strips `first` and `first + 1`.
     ///
     /// # Safety
@@ -249,6 +284,8 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         let mut s = 0;
         while s < STRIPS {
             let mut acc = [self.isa.splat(0.0); T];
+            let zero = self.isa.splat(0.0);
+            let mut factors = Factors { m: zero, least: zero, start: Start::constant(Self::BIAS).whole };
             each_group::<_, C>(
                 self.isa,
                 a,
@@ -258,9 +295,17 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                     unsafe {
                         let (wa, wb) = self.unpack(place, s);
                         let w = D::arrange(self.centred(wa), self.centred(wb));
-                        let strip = Strip { w, scales: self.scales(place, s), g: place.g };
+                        let scales = self.scales(place, s);
                         // One pointer that goes from token to token: the compiler would keep two for each.
                         let x = opaque(a.x.add(t * a.stride + place.g * GROUP)).cast();
+                        if Self::INTEGERS && T > 2 {
+                            factors.m = scales.multipliers;
+                            factors.least = scales.least;
+                            let scale = a.k.div_ceil(GROUP) * GROUP - place.g * (GROUP - 4);
+                            D::add(&mut acc, Self::MAX, w, &factors, x, a.stride, scale);
+                            return;
+                        }
+                        let strip = Strip { w, scales, g: place.g };
                         if T == 2 {
                             self.batch::<T, 2>(a, &strip, x, &mut acc, 0);
                         } else {
@@ -384,21 +429,6 @@ impl Start {
     fn constant(v: i32) -> Self {
         Self { any: v != 0, ..Self::new(v) }
     }
-}
-
-/// Has `v` computed here, and later loads done later: left alone, the compiler begins all strips or tokens at once and
-/// runs out of registers.
-#[inline(always)]
-fn settle(v: &mut float32x4_t) {
-    // SAFETY: no instruction.
-    unsafe { core::arch::asm!("/* {0:v} */", inout(vreg) * v, options(nostack, preserves_flags)) }
-}
-
-/// [`settle`] for sums that are still integers.
-#[inline(always)]
-fn settle_sum(v: &mut int32x4_t) {
-    // SAFETY: no instruction.
-    unsafe { core::arch::asm!("/* {0:v} */", inout(vreg) * v, options(nostack, preserves_flags)) }
 }
 
 /// `p`, of which the compiler knows no more than that.

@@ -3,6 +3,8 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
+use super::{nibbles, tokens};
+
 /// The dot products of a level with 128-bit registers. Codes are signed here; none is further from 0 than `max` ≤ 128,
 /// no `x` further than 127. `START` says whether there is a number to start from that is not 0.
 ///
@@ -18,17 +20,51 @@ pub unsafe trait Dot: Copy + 'static {
     /// Two strips of four rows times 32 inputs; `x[i]` holds 8 inputs twice.
     fn rows(max: i32, strips: [Rows; 2], x: [int8x16_t; 4], start: Start) -> [int32x4_t; 2];
 
+    /// 16 rows of 4-bit codes times 32 inputs of one token, where the level has a way of its own: `codes` are the four lines
+    /// of a group, `x` is as in [`Dot::rows`]. A code stands for itself or, if `TABLE`, for an entry of `table`.
+    ///
+    /// # Safety
+    /// `codes` is valid for reading 256 bytes.
+    #[inline(always)]
+    unsafe fn nibbles<const TABLE: bool>(
+        _codes: *const u8,
+        _table: uint8x16_t,
+        _x: [int8x16_t; 4],
+        _start: &Start,
+    ) -> Option<[int32x4_t; 4]> {
+        None
+    }
+
     /// The four rows' codes in the order that [`Dot::group`] wants.
     fn arrange(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8];
 
     /// Tokens whose chains of dependent instructions run side by side, for processors that start them in order: 2 or 4.
     const TOGETHER: usize;
 
+    /// Most tokens whose sums fit into the registers beside those that [`Dot::add`] works with: 8 or 16.
+    const TILE: usize;
+
     /// Four rows times 32 inputs of each of `N` tokens.
     ///
     /// # Safety
     /// Each `x` is valid for reading 32 bytes.
     unsafe fn group<const N: usize>(max: i32, w: [int8x16_t; 8], x: [*const i8; N], start: Start) -> [int32x4_t; N];
+
+    /// Adds `f32(d)·m·xscale` to `acc[t]`, each operation rounded, of four rows and a group of each of `T` tokens: 4, 8 or,
+    /// up to [`Dot::TILE`], 16. The multipliers `m` are integers. The tokens' codes are `stride` bytes apart, the scale
+    /// of the group is `scale` bytes behind its codes.
+    ///
+    /// # Safety
+    /// For each token, 32 bytes at its codes are valid for reading, and a float at its scale.
+    unsafe fn add<const T: usize>(
+        acc: &mut [float32x4_t; T],
+        max: i32,
+        w: [int8x16_t; 8],
+        factors: &Factors,
+        x: *const i8,
+        stride: usize,
+        scale: usize,
+    );
 
     /// `f32(d)·m`, rounded once, where `sum = d + BIAS`, `|d| < 2^22`, `m` is an integer up to 128 and
     /// `least = −m·`[`f32(BIAS's bits)`](Dot::BIAS). The sign of a zero is open.
@@ -47,6 +83,18 @@ pub struct Start {
     pub whole: int32x4_t,
     /// Whether there is one.
     pub any: bool,
+}
+
+/// What [`Dot::add`] wants of a group of four rows, in memory: registers are for sums.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Factors {
+    /// The multipliers.
+    pub m: float32x4_t,
+    /// The addend of [`Dot::times`].
+    pub least: float32x4_t,
+    /// [`Dot::BIAS`] in every lane.
+    pub start: int32x4_t,
 }
 
 /// Rows that go through the dot products together.
@@ -123,11 +171,54 @@ fn four_rows(max: i32, (a, b): Rows, x: [int8x16_t; 4], start: Start) -> int32x4
     })
 }
 
+impl Mull {
+    /// [`Dot::add`] for the tokens `first..first + 4`, from whose first `x` is.
+    ///
+    /// # Safety
+    /// As [`Dot::add`].
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "those of the method, and where")]
+    unsafe fn add_four<const T: usize>(
+        acc: &mut [float32x4_t; T],
+        first: usize,
+        max: i32,
+        w: [int8x16_t; 8],
+        factors: &Factors,
+        x: *const i8,
+        stride: usize,
+        scale: usize,
+    ) {
+        let start = Start { halves: factors.start, whole: factors.start, any: false };
+        let x = [x, x.wrapping_add(stride), x.wrapping_add(2 * stride), x.wrapping_add(3 * stride)];
+        // SAFETY: as the caller vouches.
+        let [mut p, mut q] = unsafe { Self::group(max, w, [x[0], x[1]], start) };
+        settle_sum(&mut p);
+        settle_sum(&mut q);
+        // SAFETY: as above.
+        let [r, s] = unsafe { Self::group(max, w, [x[2], x[3]], start) };
+        let sums = [p, q, r, s];
+        let mut i = 0;
+        while i < 4 {
+            // SAFETY: as above.
+            let scale = unsafe { x[i].add(scale).cast::<f32>().read_unaligned() };
+            let p = Self::times(sums[i], factors.m, factors.least);
+            acc[first + i] = op!(vaddq_f32(acc[first + i], vmulq_n_f32(p, scale)));
+            i += 1;
+        }
+        let mut i = 0;
+        while i < 4 {
+            settle(&mut acc[first + i]);
+            i += 1;
+        }
+    }
+}
+
 // SAFETY: base instructions only.
 unsafe impl Dot for Mull {
     const BIAS: i32 = 0;
     // Four chains of each, and 16-bit sums are twice as many registers.
     const TOGETHER: usize = 2;
+    const TILE: usize = 8;
 
     #[inline(always)]
     fn dots<const N: usize>(max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t {
@@ -207,9 +298,43 @@ unsafe impl Dot for Mull {
     }
 
     #[inline(always)]
+    unsafe fn add<const T: usize>(
+        acc: &mut [float32x4_t; T],
+        max: i32,
+        w: [int8x16_t; 8],
+        factors: &Factors,
+        x: *const i8,
+        stride: usize,
+        scale: usize,
+    ) {
+        // SAFETY: as the caller vouches; T is a multiple of 4.
+        unsafe {
+            Self::add_four(acc, 0, max, w, factors, x, stride, scale);
+            if T > 4 {
+                Self::add_four(acc, 4, max, w, factors, x.wrapping_add(4 * stride), stride, scale);
+            }
+        }
+    }
+
+    #[inline(always)]
     fn times(sum: int32x4_t, m: float32x4_t, _: float32x4_t) -> float32x4_t {
         op!(vmulq_f32(vcvtq_f32_s32(sum), m))
     }
+}
+
+/// Has `v` computed here, and later loads done later: left alone, the compiler begins all strips or tokens at once and
+/// runs out of registers.
+#[inline(always)]
+pub fn settle(v: &mut float32x4_t) {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0:v} */", inout(vreg) * v, options(nostack, preserves_flags)) }
+}
+
+/// [`settle`] for sums that are still integers.
+#[inline(always)]
+pub fn settle_sum(v: &mut int32x4_t) {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0:v} */", inout(vreg) * v, options(nostack, preserves_flags)) }
 }
 
 /// Four products added into 32 bits by one instruction.
@@ -335,6 +460,7 @@ unsafe impl Dot for Sdot {
     // As a float's bits: 1.5·2^23, whose last bit counts 1, so that BIAS + d are the bits of 1.5·2^23 + d.
     const BIAS: i32 = 0x4b40_0000;
     const TOGETHER: usize = 4;
+    const TILE: usize = 16;
 
     #[inline(always)]
     fn dots<const N: usize>(_max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t {
@@ -370,6 +496,17 @@ unsafe impl Dot for Sdot {
         op!([vpaddq_s32(p, q), vpaddq_s32(r, s)])
     }
 
+    #[inline(always)]
+    unsafe fn nibbles<const TABLE: bool>(
+        codes: *const u8,
+        table: uint8x16_t,
+        x: [int8x16_t; 4],
+        start: &Start,
+    ) -> Option<[int32x4_t; 4]> {
+        // SAFETY: passed on.
+        Some(unsafe { nibbles::by_sdot::<TABLE>(codes, table, x, &start.halves) })
+    }
+
     /// The four rows side by side, four inputs at a time.
     #[inline(always)]
     fn arrange(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8] {
@@ -399,6 +536,20 @@ unsafe impl Dot for Sdot {
     }
 
     #[inline(always)]
+    unsafe fn add<const T: usize>(
+        acc: &mut [float32x4_t; T],
+        _max: i32,
+        w: [int8x16_t; 8],
+        factors: &Factors,
+        x: *const i8,
+        stride: usize,
+        scale: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe { tokens::by_sdot(acc, w, factors, x, stride, scale) }
+    }
+
+    #[inline(always)]
     fn times(sum: int32x4_t, m: float32x4_t, least: float32x4_t) -> float32x4_t {
         // m·(1.5·2^23 + d) − m·1.5·2^23 in one instruction: the product and the difference are exact before its one
         // rounding, so it is the contract's f32(d)·m and no fused arithmetic. The conversion would cost two slots of the
@@ -411,10 +562,39 @@ unsafe impl Dot for Sdot {
 #[derive(Clone, Copy, Debug)]
 pub struct Smmla;
 
+/// Sums that start from `start` of two tokens' 32 inputs times codes as [`Smmla`] arranges them.
+///
+/// # Safety
+/// The CPU has `smmla`; each `x` is valid for reading 32 bytes.
+#[inline(always)]
+unsafe fn matrix(start: int32x4_t, w: [int8x16_t; 8], x: [*const i8; 2]) -> [int32x4_t; 2] {
+    let (mut s0, mut s1) = (start, start);
+    // SAFETY: as the caller vouches.
+    unsafe {
+        asm!(
+            "ldr {x0:q}, [{p0}]", "ldr {x1:q}, [{p1}]", "ldr {x2:q}, [{p0}, #16]", "ldr {x3:q}, [{p1}, #16]",
+            "zip1 {z:v}.2d, {x0:v}.2d, {x1:v}.2d", "zip2 {x0:v}.2d, {x0:v}.2d, {x1:v}.2d",
+            "zip1 {x1:v}.2d, {x2:v}.2d, {x3:v}.2d", "zip2 {x2:v}.2d, {x2:v}.2d, {x3:v}.2d",
+            "smmla {s0:v}.4s, {w0:v}.16b, {z:v}.16b", "smmla {s1:v}.4s, {w4:v}.16b, {z:v}.16b",
+            "smmla {s0:v}.4s, {w1:v}.16b, {x0:v}.16b", "smmla {s1:v}.4s, {w5:v}.16b, {x0:v}.16b",
+            "smmla {s0:v}.4s, {w2:v}.16b, {x1:v}.16b", "smmla {s1:v}.4s, {w6:v}.16b, {x1:v}.16b",
+            "smmla {s0:v}.4s, {w3:v}.16b, {x2:v}.16b", "smmla {s1:v}.4s, {w7:v}.16b, {x2:v}.16b",
+            s0 = inout(vreg) s0, s1 = inout(vreg) s1,
+            w0 = in(vreg) w[0], w1 = in(vreg) w[1], w2 = in(vreg) w[2], w3 = in(vreg) w[3],
+            w4 = in(vreg) w[4], w5 = in(vreg) w[5], w6 = in(vreg) w[6], w7 = in(vreg) w[7],
+            x0 = out(vreg) _, x1 = out(vreg) _, x2 = out(vreg) _, x3 = out(vreg) _, z = out(vreg) _,
+            p0 = in(reg) x[0], p1 = in(reg) x[1],
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    op!([vuzp1q_s32(s0, s1), vuzp2q_s32(s0, s1)])
+}
+
 // SAFETY: as `Sdot`, whose instructions come with `smmla`.
 unsafe impl Dot for Smmla {
     const BIAS: i32 = Sdot::BIAS;
     const TOGETHER: usize = Sdot::TOGETHER;
+    const TILE: usize = 16;
 
     #[inline(always)]
     fn dots<const N: usize>(max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t {
@@ -425,13 +605,44 @@ unsafe impl Dot for Smmla {
         Sdot::rows(max, strips, x, start)
     }
     #[inline(always)]
+    unsafe fn nibbles<const TABLE: bool>(
+        codes: *const u8,
+        table: uint8x16_t,
+        x: [int8x16_t; 4],
+        start: &Start,
+    ) -> Option<[int32x4_t; 4]> {
+        // SAFETY: passed on.
+        Some(unsafe { nibbles::by_sdot::<TABLE>(codes, table, x, &start.halves) })
+    }
+
+    /// Rows 0 and 1, then rows 2 and 3, as they lie in the file.
+    #[inline(always)]
     fn arrange(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8] {
-        Sdot::arrange(a, b)
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
     }
     #[inline(always)]
-    unsafe fn group<const N: usize>(max: i32, w: [int8x16_t; 8], x: [*const i8; N], start: Start) -> [int32x4_t; N] {
+    unsafe fn group<const N: usize>(_max: i32, w: [int8x16_t; 8], x: [*const i8; N], start: Start) -> [int32x4_t; N] {
+        let mut sums = [start.whole; N];
+        let mut i = 0;
+        while i < N {
+            // SAFETY: passed on; N is even.
+            [sums[i], sums[i + 1]] = unsafe { matrix(start.whole, w, [x[i], x[i + 1]]) };
+            i += 2;
+        }
+        sums
+    }
+    #[inline(always)]
+    unsafe fn add<const T: usize>(
+        acc: &mut [float32x4_t; T],
+        _max: i32,
+        w: [int8x16_t; 8],
+        factors: &Factors,
+        x: *const i8,
+        stride: usize,
+        scale: usize,
+    ) {
         // SAFETY: passed on.
-        unsafe { Sdot::group(max, w, x, start) }
+        unsafe { tokens::by_smmla(acc, w, factors, x, stride, scale) }
     }
     #[inline(always)]
     fn times(sum: int32x4_t, m: float32x4_t, least: float32x4_t) -> float32x4_t {

@@ -11,8 +11,10 @@ macro_rules! op {
 
 mod dot;
 mod neon;
+mod nibbles;
+mod tokens;
 
-pub use dot::{Dot, Mull, Rows, Sdot, Smmla, Start};
+pub use dot::{Dot, Factors, Mull, Rows, Sdot, Smmla, Start, settle, settle_sum};
 pub use neon::Quad;
 
 /// Proof of AArch64's base instructions.
