@@ -91,7 +91,10 @@ impl fmt::Display for Error {
             ErrorKind::Unsupported => "not supported here",
             ErrorKind::Io => "input/output error",
         };
-        write!(f, "{kind}: {}", self.what)?;
+        // Not `{}`, which would bring in padding, a kilobyte and a half of a firmware.
+        for text in [kind, ": ", self.what] {
+            f.write_str(text)?;
+        }
         if self.index != u64::MAX {
             write!(f, " #{}", self.index)?;
         }

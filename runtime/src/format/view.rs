@@ -187,7 +187,9 @@ impl<'a> File<'a> {
         let (rows, cols) = (t.rows as usize, t.cols as usize);
         let format = WeightFormat::from_u16(t.format)?;
         Some(match t.kind {
-            k if k == TensorKind::Vector as u16 => Tensor::Vector { rows, cols, data: bytemuck::cast_slice(data) },
+            k if k == TensorKind::Vector as u16 => {
+                Tensor::Vector { rows, cols, data: bytemuck::try_cast_slice(data).ok()? }
+            }
             k if k == TensorKind::Thin as u16 => Tensor::Thin(Thin { format, rows, cols, data }),
             _ => Tensor::Panels { format, rows, cols, data },
         })
@@ -317,7 +319,8 @@ pub(super) fn check_header(bytes: &[u8]) -> Result<&Header> {
         return Err(err(ErrorKind::Misaligned, "address of the file in memory")
             .values((bytes.as_ptr() as usize % LINE) as u64, LINE as u64));
     }
-    let header: &Header = bytemuck::from_bytes(&bytes[..size_of::<Header>()]);
+    let header: &Header = bytemuck::try_from_bytes(&bytes[..size_of::<Header>()])
+        .map_err(|_| err(ErrorKind::Misaligned, "header"))?;
     if header.version > VERSION {
         return Err(err(ErrorKind::TooNew, "header.version").values(header.version.into(), VERSION.into()));
     }
@@ -364,7 +367,8 @@ impl<'a> Sections<'a> {
         let table = bytes
             .get(start..end)
             .ok_or_else(|| err(ErrorKind::Truncated, "section table").values(bytes.len() as u64, end as u64))?;
-        let table: &[SectionRecord] = bytemuck::cast_slice(table);
+        let table: &[SectionRecord] =
+            bytemuck::try_cast_slice(table).map_err(|_| err(ErrorKind::Misaligned, "section table"))?;
         // Sections lie in ascending order without overlap, and the last one ends the file.
         let mut free_from = end as u64;
         for (i, s) in table.iter().enumerate() {

@@ -5,7 +5,7 @@
 //! inputs (the `_in_place` methods).
 
 use super::isa::Isa;
-use super::reduce::{map, zip};
+use super::reduce::{has_rest, map, zip};
 use super::{Kernels, math};
 
 #[cfg(test)]
@@ -70,7 +70,16 @@ pub unsafe fn activate<I: Isa>(isa: I, act: Act, x: *const f32, up: *const f32, 
     ) {
         // SAFETY: passed on.
         unsafe {
-            if up.is_null() {
+            if !has_rest::<I>() {
+                // One copy of `f` where code size counts.
+                let mut i = 0;
+                while i < n {
+                    let y = f(isa.load(x.add(i)));
+                    let y = if up.is_null() { y } else { isa.mul(y, isa.load(up.add(i))) };
+                    isa.store(out.add(i), y);
+                    i += 1;
+                }
+            } else if up.is_null() {
                 map(isa, x, out, n, f);
             } else {
                 zip(
@@ -218,7 +227,7 @@ pub unsafe fn softcap<I: Isa>(isa: I, x: *const f32, cap: f32, out: *mut f32, n:
 impl Kernels {
     /// `out[i] = act(x[i])`.
     pub fn activation(&self, act: Act, x: &[f32], out: &mut [f32]) {
-        assert_eq!(x.len(), out.len());
+        assert!(x.len() == out.len());
         // SAFETY: two slices of one length; the table fits the CPU.
         unsafe { (self.activate)(act, x.as_ptr(), core::ptr::null(), out.as_mut_ptr(), x.len()) }
     }
@@ -239,7 +248,7 @@ impl Kernels {
 
     /// `gate[i] = act(gate[i]) · up[i]`.
     pub fn gated_in_place(&self, act: Act, gate: &mut [f32], up: &[f32]) {
-        assert_eq!(gate.len(), up.len());
+        assert!(gate.len() == up.len());
         let p = gate.as_mut_ptr();
         // SAFETY: two slices of one length; the table fits the CPU.
         unsafe { (self.activate)(act, p, up.as_ptr(), p, gate.len()) }
@@ -254,7 +263,7 @@ impl Kernels {
 
     /// `a[i] += b[i]`.
     pub fn add_assign(&self, a: &mut [f32], b: &[f32]) {
-        assert_eq!(a.len(), b.len());
+        assert!(a.len() == b.len());
         let p = a.as_mut_ptr();
         // SAFETY: two slices of one length; the table fits the CPU.
         unsafe { (self.add)(p, b.as_ptr(), p, a.len()) }
@@ -265,7 +274,7 @@ impl Kernels {
         if bias.is_empty() {
             return assert!(rows.is_empty());
         }
-        assert_eq!(rows.len() % bias.len(), 0);
+        assert!(rows.len() % bias.len() == 0);
         for row in rows.chunks_exact_mut(bias.len()) {
             self.add_assign(row, bias);
         }
@@ -280,7 +289,7 @@ impl Kernels {
 
     /// `a[i] += b[i]·s`.
     pub fn add_scaled_assign(&self, a: &mut [f32], b: &[f32], s: f32) {
-        assert_eq!(a.len(), b.len());
+        assert!(a.len() == b.len());
         let p = a.as_mut_ptr();
         // SAFETY: two slices of one length; the table fits the CPU.
         unsafe { (self.add_scaled)(p, b.as_ptr(), s, p, a.len()) }
@@ -295,7 +304,7 @@ impl Kernels {
 
     /// `a[i] *= b[i]`.
     pub fn mul_assign(&self, a: &mut [f32], b: &[f32]) {
-        assert_eq!(a.len(), b.len());
+        assert!(a.len() == b.len());
         let p = a.as_mut_ptr();
         // SAFETY: two slices of one length; the table fits the CPU.
         unsafe { (self.mul)(p, b.as_ptr(), p, a.len()) }
@@ -303,7 +312,7 @@ impl Kernels {
 
     /// `out[i] = x[i] · s`.
     pub fn scale(&self, x: &[f32], s: f32, out: &mut [f32]) {
-        assert_eq!(x.len(), out.len());
+        assert!(x.len() == out.len());
         // SAFETY: two slices of one length; the table fits the CPU.
         unsafe { (self.scale)(x.as_ptr(), s, out.as_mut_ptr(), x.len()) }
     }

@@ -15,7 +15,7 @@
 use super::Kernels;
 use super::isa::{Isa, LANES, max_lanes};
 use super::math::abs;
-use super::reduce::{fold, load_few};
+use super::reduce::{fold, has_rest, load_few};
 
 #[cfg(test)]
 mod tests;
@@ -131,7 +131,7 @@ unsafe fn load_at<I: Isa>(isa: I, x: *const f32, i: usize, n: usize) -> I::F {
         return isa.splat(0.0);
     }
     // SAFETY: inside the n floats.
-    unsafe { if i + I::L <= n { isa.load(x.add(i)) } else { load_few(isa, x.add(i), n - i, 0.0) } }
+    unsafe { if !has_rest::<I>() || i + I::L <= n { isa.load(x.add(i)) } else { load_few(isa, x.add(i), n - i, 0.0) } }
 }
 
 /// The scale of a row in every lane, as it reads back from the binary16 stored at `to`.

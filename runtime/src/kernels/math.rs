@@ -72,6 +72,16 @@ fn with_sign<I: Isa>(isa: I, magnitude: I::F, sign: I::F) -> I::F {
 /// ```
 #[inline(always)]
 pub fn exp<I: Isa>(isa: I, x: I::F) -> I::F {
+    // A function of its own where code size counts: a dozen others begin with it.
+    #[inline(never)]
+    fn once<I: Isa>(isa: I, x: I::F) -> I::F {
+        exp_inline(isa, x)
+    }
+    if const { I::L == 1 } { once(isa, x) } else { exp_inline(isa, x) }
+}
+
+#[inline(always)]
+fn exp_inline<I: Isa>(isa: I, x: I::F) -> I::F {
     // The constants come first: `max` and `min` then hand a NaN in `x` through.
     let y = isa.max(isa.splat(EXP_MIN), isa.min(isa.splat(EXP_MAX), x));
     let t = isa.add(isa.mul(y, isa.splat(core::f32::consts::LOG2_E)), isa.splat(ROUND));

@@ -137,7 +137,7 @@ pub unsafe fn layer_norm<I: Isa>(
 /// The pointer of a slice that must have `n` elements, null for none.
 fn pointer(slice: Option<&[f32]>, n: usize) -> *const f32 {
     slice.map_or(core::ptr::null(), |slice| {
-        assert_eq!(slice.len(), n);
+        assert!(slice.len() == n);
         slice.as_ptr()
     })
 }
@@ -146,7 +146,7 @@ fn pointer(slice: Option<&[f32]>, n: usize) -> *const f32 {
 impl Kernels {
     /// `out = x / √(mean(x²) + eps) · weight` (a weight of `None` is all ones).
     pub fn rms_norm(&self, x: &[f32], weight: Option<&[f32]>, eps: f32, out: &mut [f32]) {
-        assert_eq!(x.len(), out.len());
+        assert!(x.len() == out.len());
         // SAFETY: slices of one length; the table fits the CPU.
         unsafe { (self.rms_norm)(x.as_ptr(), pointer(weight, x.len()), eps, out.as_mut_ptr(), x.len()) }
     }
@@ -161,7 +161,7 @@ impl Kernels {
     /// `out = (x − mean) / √(variance + eps) · weight + bias` (`None` is all ones, all zeros).
     pub fn layer_norm(&self, x: &[f32], weight: Option<&[f32]>, bias: Option<&[f32]>, eps: f32, out: &mut [f32]) {
         let n = x.len();
-        assert_eq!(n, out.len());
+        assert!(n == out.len());
         // SAFETY: slices of one length; the table fits the CPU.
         unsafe { (self.layer_norm)(x.as_ptr(), pointer(weight, n), pointer(bias, n), eps, out.as_mut_ptr(), n) }
     }

@@ -86,7 +86,7 @@ impl Kernels {
     /// # Panics
     /// When the length differs.
     pub fn quantize_row(&self, x: &[f32], out: &mut [u8]) {
-        assert_eq!(out.len(), quant_row_bytes(x.len()));
+        assert!(out.len() == quant_row_bytes(x.len()));
         let args = QuantizeArgs { x: x.as_ptr(), k: x.len(), out: out.as_mut_ptr() };
         // SAFETY: the lengths are as the entry wants them.
         unsafe { (self.quantize_row)(args) }

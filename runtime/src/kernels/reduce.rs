@@ -8,7 +8,13 @@
 use super::isa::{Isa, LANES, sum_lanes};
 
 /// Registers that hold [`LANES`] lanes on the narrowest level.
-pub const MAX_REGS: usize = LANES / 2;
+pub const MAX_REGS: usize = LANES;
+
+/// Whether a row can end within a register.
+#[inline(always)]
+pub const fn has_rest<I: Isa>() -> bool {
+    I::L > 1
+}
 
 /// Copies `n < 16` elements in runs of 8, 4, 2 and 1 (a plain loop would become a call of `memcpy`).
 ///
@@ -78,7 +84,7 @@ pub unsafe fn map<I: Isa>(isa: I, a: *const f32, out: *mut f32, n: usize, f: imp
             isa.store(out.add(i), f(isa.load(a.add(i))));
             i += I::L;
         }
-        if i < n {
+        if has_rest::<I>() && i < n {
             store_few(isa, out.add(i), f(load_few(isa, a.add(i), n - i, 0.0)), n - i);
         }
     }
@@ -104,7 +110,7 @@ pub unsafe fn zip<I: Isa>(
             isa.store(out.add(i), f(isa.load(a.add(i)), isa.load(b.add(i))));
             i += I::L;
         }
-        if i < n {
+        if has_rest::<I>() && i < n {
             let (x, y) = (load_few(isa, a.add(i), n - i, 0.0), load_few(isa, b.add(i), n - i, 0.0));
             store_few(isa, out.add(i), f(x, y), n - i);
         }

@@ -1,7 +1,7 @@
 //! Rotary position embedding: the angles of a position and the rotation of head vectors.
 
 use super::isa::Isa;
-use super::reduce::{load_few, store_few};
+use super::reduce::{has_rest, load_few, store_few};
 use super::{Kernels, math};
 
 #[cfg(test)]
@@ -71,7 +71,7 @@ pub unsafe fn rotary<I: Isa>(
                         isa.store(x.add(i + h), isa.add(isa.mul(b, c), isa.mul(a, s)));
                         i += I::L;
                     }
-                    if i < h {
+                    if has_rest::<I>() && i < h {
                         let n = h - i;
                         let (a, b) = (load_few(isa, x.add(i), n, 0.0), load_few(isa, x.add(i + h), n, 0.0));
                         let (c, s) = (load_few(isa, cos.add(i), n, 0.0), load_few(isa, sin.add(i), n, 0.0));

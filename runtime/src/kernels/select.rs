@@ -167,7 +167,7 @@ impl Kernels {
     /// # Panics
     /// Where `index` and `value` differ in length, or the row has more than 2³² elements.
     pub fn top_k(&self, x: &[f32], index: &mut [u32], value: &mut [f32]) -> usize {
-        assert_eq!(index.len(), value.len());
+        assert!(index.len() == value.len());
         assert!(u32::try_from(x.len()).is_ok());
         // SAFETY: slices of these lengths; the table fits the CPU.
         unsafe { (self.top_k)(x.as_ptr(), x.len(), index.as_mut_ptr(), value.as_mut_ptr(), index.len()) }

@@ -87,11 +87,11 @@ macro_rules! tables {
     };
 }
 
-// Tests also run what other builds have: registers of two lanes, AVX-VNNI's twin.
+// Tests also run what other builds have: registers of one lane, AVX-VNNI's twin.
 tables! {
     levels {
         { #[cfg(all(test, target_pointer_width = "64"))]
-          two_lanes #[inline(never)] Scalar, scalar::Lanes<2, scalar::Plain>, two_lanes_floats }
+          one_lane #[inline(never)] Scalar, scalar::Lanes<1, scalar::Plain>, one_lane_floats }
         { scalar_table #[inline(never)] Scalar, scalar::Scalar, scalar_floats }
         { #[cfg(target_arch = "x86_64")]
           sse41 #[target_feature(enable = "sse4.1,ssse3")] Sse41, x86::Sse41, sse41_floats }
@@ -116,7 +116,7 @@ tables! {
     }
     float_levels {
         { #[cfg(all(test, target_pointer_width = "64"))]
-          two_lanes_floats #[inline(never)] scalar::Lanes<2, scalar::Plain> }
+          one_lane_floats #[inline(never)] scalar::Lanes<1, scalar::Plain> }
         { scalar_floats #[inline(never)] scalar::Scalar }
         { #[cfg(target_arch = "x86_64")] sse41_floats #[target_feature(enable = "sse4.1,ssse3")] x86::Sse41 }
         { #[cfg(target_arch = "x86_64")] avx2_floats #[target_feature(enable = "avx2,f16c")] x86::Avx2 }
@@ -214,6 +214,10 @@ impl Kernels {
     /// The table of the best level that this CPU runs.
     #[must_use]
     pub fn best() -> &'static Self {
+        // There is one program per microcontroller: tables that nobody asks for by name are not linked in.
+        #[cfg(all(target_arch = "arm", feature = "dsp"))]
+        return &dsp::KERNELS;
+        #[cfg(not(all(target_arch = "arm", feature = "dsp")))]
         Self::for_level(Level::best()).unwrap_or(&scalar_table::KERNELS)
     }
 

@@ -90,7 +90,7 @@ pub fn run(cx: &mut Context<'_, '_>, op: &Op) {
                 len: stored,
                 head_dim_k: s.key_dim,
                 head_dim_v: s.value_dim,
-                q: &bytemuck::cast_slice(q.span(start, tokens))[head * group * s.key_dim..],
+                q: &q.span_floats(start, tokens)[head * group * s.key_dim..],
                 q_stride: q.stride() / 4,
                 tokens,
                 heads: group,
@@ -106,7 +106,7 @@ pub fn run(cx: &mut Context<'_, '_>, op: &Op) {
                         Bias::Relative { tables: table(bias_width), width: bias_width, offset: bias_width / 2 }
                     }
                     BiasKind::Rows => Bias::Rows(DistanceRows {
-                        rows: &bytemuck::cast_slice(rows.span(first, len))[head * group * entries..],
+                        rows: &rows.span_floats(first, len)[head * group * entries..],
                         stride: rows.stride() / 4,
                         keys: heads * entries,
                         width: entries,

@@ -291,6 +291,15 @@ impl<'m> Arena<'m> {
     }
 }
 
+/// Bytes of rows as the floats that they are. (The crate's own panic would bring text formatting into firmware.)
+fn floats(bytes: &[u8]) -> &[f32] {
+    bytemuck::try_cast_slice(bytes).unwrap_or_else(|_| panic!("rows of floats"))
+}
+
+fn floats_mut(bytes: &mut [u8]) -> &mut [f32] {
+    bytemuck::try_cast_slice_mut(bytes).unwrap_or_else(|_| panic!("rows of floats"))
+}
+
 /// What a sequence's cache was computed with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -349,7 +358,7 @@ impl<'s> Rows<'s> {
     /// A row of floats.
     #[must_use]
     pub fn row(&self, row: usize) -> &'s [f32] {
-        bytemuck::cast_slice(self.bytes(row))
+        floats(self.bytes(row))
     }
     /// From the first byte of row `first` to the last byte of row `first + count − 1`, as kernels take several rows.
     #[must_use]
@@ -359,6 +368,11 @@ impl<'s> Rows<'s> {
         // SAFETY: as in `bytes`; the bytes between the rows' columns belong to the same buffer (or to a buffer that
         // shares its rows' stride) and are not written while 's lasts.
         unsafe { core::slice::from_raw_parts(self.raw.ptr.add(first * self.raw.stride), len) }
+    }
+    /// [`Rows::span`] of rows of floats.
+    #[must_use]
+    pub fn span_floats(&self, first: usize, count: usize) -> &'s [f32] {
+        floats(self.span(first, count))
     }
 }
 
@@ -382,7 +396,7 @@ impl<'s> RowsMut<'s> {
         }
         // SAFETY: a row inside the arena (see `Arena::raw`), exclusively borrowed for 's and given away once.
         let bytes = unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) };
-        Some(bytemuck::cast_slice_mut(bytes))
+        Some(floats_mut(bytes))
     }
     /// Number of rows.
     #[must_use]
@@ -396,7 +410,7 @@ impl<'s> RowsMut<'s> {
     }
     /// A row of floats.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
-        bytemuck::cast_slice_mut(self.bytes(row))
+        floats_mut(self.bytes(row))
     }
     /// Bytes of a row's columns.
     pub fn bytes(&mut self, row: usize) -> &mut [u8] {
@@ -432,7 +446,7 @@ impl<'s> RowsMut<'s> {
 
     /// Runs `f` for every row of floats, rows spread over the workers.
     pub fn each_row(self, workers: &dyn Workers, f: impl Fn(usize, &mut [f32]) + Sync) {
-        self.each_bytes(workers, |row, bytes| f(row, bytemuck::cast_slice_mut(bytes)));
+        self.each_bytes(workers, |row, bytes| f(row, floats_mut(bytes)));
     }
 
     /// Splits the columns into blocks of `block` elements (the last may be shorter) and runs `f(first block, blocks)` so that
@@ -513,7 +527,7 @@ impl TileMut<'_> {
         assert!(row < self.raw.rows, "row in range");
         // SAFETY: inside the rows of the tile, which belongs to this task alone.
         let bytes = unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) };
-        bytemuck::cast_slice_mut(bytes)
+        floats_mut(bytes)
     }
 
     /// Writes the result of an attention call of as many tokens as the tile has rows.
@@ -553,6 +567,6 @@ impl ColsMut<'_> {
         assert!(row < self.raw.rows, "row in range");
         // SAFETY: inside the arena, borrowed by this task alone (see `each_block`).
         let bytes = unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) };
-        bytemuck::cast_slice_mut(bytes)
+        floats_mut(bytes)
     }
 }

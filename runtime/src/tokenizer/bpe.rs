@@ -106,26 +106,17 @@ pub(crate) fn bpe(
     }
     let symbols = Symbols { blob, word, raw };
     let mut spans = Spans { word, raw, sum: 0, at: 0, passed: 0 };
+    let (mut short_ids, mut short_lens) = ([0; SHORT], [0; SHORT]);
     // A symbol takes at least one byte of the word.
-    if word.len() <= SHORT {
-        let (mut ids, mut lens) = ([0; SHORT], [0; SHORT]);
-        let mut n = 0;
-        symbols.each(|id, len| {
-            *ids.get_mut(n).ok_or(SCRATCH)? = id;
-            lens[n] = len as u32;
-            n += 1;
-            Ok(())
-        })?;
-        n = merge_short(blob, &mut ids, &mut lens, n);
-        for i in 0..n {
-            let (lo, hi) = spans.next(lens[i] as usize);
-            emit(ids[i], lo, hi)?;
-        }
-        return Ok(());
-    }
-    let room = scratch.len() / WORDS_PER_SYMBOL;
-    let (ids, rest) = scratch.split_at_mut(room);
-    let (lens, rest) = rest.split_at_mut(room);
+    let short = word.len() <= SHORT;
+    let (ids, lens, rest) = if short {
+        (&mut short_ids[..], &mut short_lens[..], &mut [][..])
+    } else {
+        let room = scratch.len() / WORDS_PER_SYMBOL;
+        let (ids, rest) = scratch.split_at_mut(room);
+        let (lens, rest) = rest.split_at_mut(room);
+        (ids, lens, rest)
+    };
     let mut n = 0;
     symbols.each(|id, len| {
         *ids.get_mut(n).ok_or(SCRATCH)? = id;
@@ -133,6 +124,14 @@ pub(crate) fn bpe(
         n += 1;
         Ok(())
     })?;
+    if short {
+        n = merge_short(blob, &mut short_ids, &mut short_lens, n);
+        for i in 0..n {
+            let (lo, hi) = spans.next(short_lens[i] as usize);
+            emit(short_ids[i], lo, hi)?;
+        }
+        return Ok(());
+    }
     let mut long = Long::new(blob, &mut ids[..n], &mut lens[..n], rest);
     long.merge();
     let mut i = 0;

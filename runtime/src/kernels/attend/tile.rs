@@ -119,6 +119,11 @@ const fn wide<I: Isa>() -> bool {
     I::REGISTERS >= 16
 }
 
+/// Queries of a tile of a level that is not [`wide`]: one where code size counts, with more of the other side instead.
+const fn pair<I: Isa>() -> usize {
+    if I::L == 1 { 1 } else { 2 }
+}
+
 /// Registers of a tile beside `queries` queries: their sums fill half of the level's registers.
 const fn tile_width<I: Isa>(queries: usize) -> usize {
     match I::REGISTERS / 2 / queries {
@@ -179,12 +184,13 @@ unsafe fn scores_of<I: Isa, E: Element>(isa: I, tile: &mut Tile) {
             }
         } else {
             let mut i = 0;
-            while i + 2 <= tile.n {
+            while const { pair::<I>() == 2 } && i + 2 <= tile.n {
                 score_rows::<I, E, 2>(isa, tile, i);
                 i += 2;
             }
-            if i < tile.n {
+            while i < tile.n {
                 score_rows::<I, E, 1>(isa, tile, i);
+                i += 1;
             }
         }
     }
@@ -205,12 +211,13 @@ unsafe fn values_of<I: Isa, E: Element>(isa: I, tile: &Tile) {
             }
         } else {
             let mut i = 0;
-            while i + 2 <= tile.n {
+            while const { pair::<I>() == 2 } && i + 2 <= tile.n {
                 value_rows::<I, E, 2>(isa, tile, i);
                 i += 2;
             }
-            if i < tile.n {
+            while i < tile.n {
                 value_rows::<I, E, 1>(isa, tile, i);
+                i += 1;
             }
         }
     }

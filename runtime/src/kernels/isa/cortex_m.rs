@@ -5,7 +5,7 @@ use core::arch::asm;
 use super::scalar::{GroupDot, Lanes};
 
 /// Proof of the DSP extension. Floats are those of the scalar level.
-pub type Dsp = Lanes<2, Smlad>;
+pub type Dsp = Lanes<1, Smlad>;
 
 /// Dot products by `smlad`.
 #[derive(Clone, Copy, Debug)]

@@ -22,7 +22,7 @@ pub mod x86;
 /// # Safety
 /// A value must only be constructible where the CPU has the instructions that the methods use.
 pub unsafe trait Isa: Copy + 'static {
-    /// 32-bit lanes in a register: 2, 4, 8 or 16.
+    /// 32-bit lanes in a register: 1, 4, 8 or 16.
     const L: usize;
     /// Vector registers that a tile may count on (of `L` lanes each).
     const REGISTERS: usize = 16;

@@ -8,9 +8,12 @@ use super::Isa;
 #[derive(Clone, Copy, Debug)]
 pub struct Lanes<const L: usize, D>(PhantomData<D>);
 
-/// Proof of nothing: runs everywhere. Compilers for large processors make vectors of eight lanes; small ones get less
-/// code, and keep two lanes in registers.
-pub type Scalar = Lanes<{ if cfg!(target_pointer_width = "32") { 2 } else { 8 } }, Plain>;
+/// Proof of nothing: runs everywhere. Compilers for large processors make vectors of eight lanes; small ones, without
+/// vectors, work on one float at a time: the least code, as there is no row's end to treat apart.
+pub type Scalar = Lanes<{ if SMALL { 1 } else { 8 } }, Plain>;
+
+/// Whether the target is one of the small processors.
+const SMALL: bool = cfg!(all(target_pointer_width = "32", not(target_family = "wasm")));
 
 /// The dot product of a group.
 ///
@@ -144,8 +147,8 @@ pub fn sqrt(v: f32) -> f32 {
 // SAFETY: the only constructor is the unsafe `proof`.
 unsafe impl<const L: usize, D: GroupDot> Isa for Lanes<L, D> {
     const L: usize = L;
-    // 32 single floats, as Cortex-M has.
-    const REGISTERS: usize = 4;
+    // Of the 32 single floats that Cortex-M has; in fours, so that tiles stay small where lanes are many.
+    const REGISTERS: usize = if L == 1 { 8 } else { 4 };
     type F = [f32; L];
     type I = [i32; L];
 

@@ -11,7 +11,7 @@ use crate::weights::{GROUP, PANEL_ROWS, WeightFormat};
 /// When the panel is not exactly [`WeightFormat::panel_bytes`]`(out.len())` long or `row` is not below 16.
 pub fn dequant_row(format: WeightFormat, codebook: &[u8; 16], panel: &[u8], row: usize, out: &mut [f32]) {
     let k = out.len();
-    assert_eq!(panel.len(), format.panel_bytes(k), "panel size");
+    assert!(panel.len() == format.panel_bytes(k), "panel size");
     assert!(row < PANEL_ROWS, "row out of range");
     match format {
         WeightFormat::F32 => {

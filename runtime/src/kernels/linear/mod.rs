@@ -176,7 +176,7 @@ impl Kernels {
     ) {
         let tokens = out.len();
         assert!((1..=MAX_TOKENS).contains(&tokens), "tokens out of range");
-        assert_eq!(panel.len(), format.panel_bytes(k), "panel size");
+        assert!(panel.len() == format.panel_bytes(k), "panel size");
         let row = if format.is_float() { 4 * k } else { quant_row_used(k) };
         let end = x.stride.checked_mul(tokens - 1).and_then(|last| last.checked_add(row));
         assert!(end.is_some_and(|end| end <= x.bytes.len()), "activation rows too short");
@@ -225,7 +225,7 @@ impl Kernels {
     ) {
         let tokens = out.len();
         assert!((1..=MAX_TOKENS).contains(&tokens), "tokens out of range");
-        assert_eq!(panel.len(), format.thin_panel_bytes(k), "panel size");
+        assert!(panel.len() == format.thin_panel_bytes(k), "panel size");
         let end = x.stride.checked_mul(tokens - 1).and_then(|last| last.checked_add(4 * k));
         assert!(end.is_some_and(|end| end <= x.bytes.len()), "activation rows too short");
         let entry = match format {

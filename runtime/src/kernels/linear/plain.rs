@@ -78,7 +78,7 @@ pub(super) unsafe fn minimum(format: WeightFormat, at: *const u8, row: usize) ->
 ///
 /// # Safety
 /// `group` points to a group's codes of a quantized format, `codebook` to 16 bytes.
-#[inline(always)]
+#[cfg_attr(not(target_os = "none"), inline(always))]
 pub(super) unsafe fn row_codes(format: WeightFormat, codebook: *const u8, group: *const u8, row: usize) -> [u32; 8] {
     const EACH: u32 = 0x0101_0101;
     let place = format.code_place(row, 0);
