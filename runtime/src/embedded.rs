@@ -14,9 +14,15 @@ use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::record::{CacheRecord, EntryKind, EntryRecord, Header, Info, MAGIC, SectionId, SectionRecord};
+use crate::format::record::{
+    CacheRecord, EntryKind, EntryRecord, Header, Info, MAGIC, NONE, OpRecord, PatchRecord, SectionId, SectionRecord,
+    SlotKind, SlotRecord, TensorRecord,
+};
 use crate::kernels::KvType;
-use crate::program::plan::{Plan, SessionConfig};
+use crate::program::op::{EXPERT_COUNT, LINEAR_SLOT, OpCode};
+use crate::program::plan::{AdapterNeeds, Plan, SessionConfig};
+use crate::program::verify::MAX_SLOTS;
+use crate::weights::PANEL_ROWS;
 
 /// Bytes at an address that is a multiple of 64, as models and arenas need it.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +100,44 @@ pub const fn session_config(file: &Aligned<[u8]>, positions: u32, step: u32) -> 
     SessionConfig::single(decodes, encodes, positions, step, kv)
 }
 
+/// What a session on `base` needs to run `adapter`: [`Adapter::needs`](crate::Adapter::needs), while compiling. For
+/// [`SessionConfig::adapters`].
+///
+/// # Panics
+/// While compiling, where one of the two is no `.lpk` file.
+#[must_use]
+pub const fn adapter_needs(base: &Aligned<[u8]>, adapter: &Aligned<[u8]>) -> AdapterNeeds {
+    let (base, adapter) = (Records { bytes: &base.0 }, Records { bytes: &adapter.0 });
+    let (ops, op_count) = base.section(SectionId::Ops, size_of::<OpRecord>());
+    let (mut i, mut most) = (0, 0);
+    while i < op_count {
+        let op = ops + i * size_of::<OpRecord>();
+        let (code, weight) = (base.u16(op + offset_of!(OpRecord, code)), base.u32(op + offset_of!(OpRecord, w0)));
+        let parameters = op + offset_of!(OpRecord, p);
+        let mut ranks = 0;
+        if code == OpCode::Linear as u16 {
+            ranks = adapter.ranks(&base, base.u32(parameters + 4 * LINEAR_SLOT), weight);
+        } else if code == OpCode::ExpertLinear as u16 {
+            let end = weight + base.u32(parameters + 4 * EXPERT_COUNT);
+            let mut expert = weight;
+            while expert < end {
+                let of_one = adapter.ranks(&base, base.tensor(expert, offset_of!(TensorRecord, slot)), expert);
+                ranks = if of_one > ranks { of_one } else { ranks };
+                expert += 1;
+            }
+        }
+        most = if ranks > most { ranks } else { most };
+        i += 1;
+    }
+    let head = adapter.section(SectionId::Entries, size_of::<EntryRecord>()).1 > 0;
+    AdapterNeeds {
+        used: true,
+        rank: most,
+        per_token: if head { adapter.info(offset_of!(Info, per_token)) } else { 0 },
+        per_output: if head { adapter.info(offset_of!(Info, per_output)) } else { 0 },
+    }
+}
+
 /// Records of a file, read where no cast can be: while compiling.
 struct Records<'a> {
     bytes: &'a [u8],
@@ -103,6 +147,57 @@ impl Records<'_> {
     const fn u32(&self, at: usize) -> u32 {
         assert!(at + 4 <= self.bytes.len(), "the file ends too early");
         u32::from_le_bytes([self.bytes[at], self.bytes[at + 1], self.bytes[at + 2], self.bytes[at + 3]])
+    }
+
+    const fn u16(&self, at: usize) -> u16 {
+        assert!(at + 2 <= self.bytes.len(), "the file ends too early");
+        u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])
+    }
+
+    /// A field of a tensor's record.
+    const fn tensor(&self, tensor: u32, field: usize) -> u32 {
+        let (start, count) = self.section(SectionId::Tensors, size_of::<TensorRecord>());
+        assert!((tensor as usize) < count, "the file names a tensor that it does not have");
+        self.u32(start + tensor as usize * size_of::<TensorRecord>() + field)
+    }
+
+    /// Low-rank values, in whole panels, that an adapter's patches have at the slots of a matrix from `slot` on.
+    const fn ranks(&self, base: &Self, mut slot: u32, weight: u32) -> u32 {
+        let (mut ranks, mut last, mut slots) = (0, NONE, 0);
+        while slots < MAX_SLOTS && base.is_slot_of(slot, weight) {
+            let a = self.factor_at(slot);
+            if a != NONE && a != last {
+                ranks += self.tensor(a, offset_of!(TensorRecord, rows)).next_multiple_of(PANEL_ROWS as u32);
+                last = a;
+            }
+            (slot, slots) = (slot + 1, slots + 1);
+        }
+        ranks
+    }
+
+    /// Whether a slot is one of the linear ones of a matrix.
+    const fn is_slot_of(&self, slot: u32, weight: u32) -> bool {
+        let (start, count) = self.section(SectionId::Slots, size_of::<SlotRecord>());
+        let at = start + slot as usize * size_of::<SlotRecord>();
+        (slot as usize) < count
+            && self.u32(at + offset_of!(SlotRecord, tensor)) == weight
+            && self.u32(at + offset_of!(SlotRecord, kind)) == SlotKind::Linear as u32
+    }
+
+    /// The A of an adapter's patch at a slot; [`NONE`] without. Patches are sorted by slot.
+    const fn factor_at(&self, slot: u32) -> u32 {
+        let (start, count) = self.section(SectionId::Patches, size_of::<PatchRecord>());
+        let (mut low, mut high) = (0, count);
+        while low < high {
+            let middle = (low + high) / 2;
+            let at = start + middle * size_of::<PatchRecord>();
+            let found = self.u32(at + offset_of!(PatchRecord, slot));
+            if found == slot {
+                return self.u32(at + offset_of!(PatchRecord, a));
+            }
+            (low, high) = if found < slot { (middle + 1, high) } else { (low, middle) };
+        }
+        NONE
     }
 
     /// A number that is 64 bits wide in the file but small.

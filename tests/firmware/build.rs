@@ -37,7 +37,13 @@ fn main() {
     let region = |(start, kb): (u32, u32)| format!("ORIGIN = {start:#x}, LENGTH = {kb}K");
     let alias = if model.1 == 0 { "REGION_ALIAS(\"MODEL\", FLASH);\n" } else { "" };
     let third = if model.1 == 0 { String::new() } else { format!("  MODEL : {}\n", region(model)) };
-    let text = format!("MEMORY\n{{\n  FLASH : {}\n  RAM : {}\n{third}}}\n{alias}", region(flash), region(ram));
+    // Frames of a 64-bit processor are up to twice as large.
+    let stack = if name == "virt" { 0x10000 } else { 0x8000 };
+    let text = format!(
+        "stack_bytes = {stack:#x};\nMEMORY\n{{\n  FLASH : {}\n  RAM : {}\n{third}}}\n{alias}",
+        region(flash),
+        region(ram)
+    );
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
     std::fs::write(out.join("memory.x"), text).expect("the build folder is writable");
     readme(&out);

@@ -7,8 +7,9 @@
  * NULL; lora_error_message() puts it into words. After a failure the results are as before or undefined, and the
  * objects can still be used. Null pointers are refused with LORA_NULL, unless a function says what they mean.
  *
- * Threads. An open lora_model may be used from several threads at once. A lora_session and a lora_decoder belong to
- * one thread at a time, different ones to any. Nothing else is shared, and nothing is kept per thread.
+ * Threads. An open lora_model and an attached lora_adapter may be used from several threads at once: nothing changes
+ * them but their closing. A lora_session and a lora_decoder belong to one thread at a time, different ones to any.
+ * Nothing else is shared, and nothing is kept per thread. Opened things stay where they are: do not copy or move them.
  *
  * No panic or exception leaves the library. Where a callback does not return normally (longjmp, C++ exceptions), the
  * behaviour is undefined.
@@ -118,6 +119,8 @@ typedef struct lora_config {
     uint32_t source;    /* longest encoder input that a decoder attends to, else 0 */
     uint32_t sequences; /* sequences in one session */
     uint32_t kv;        /* LORA_KV_… */
+    /* Room for adapters, filled in by lora_config_allow(); all 0 without. */
+    uint32_t adapters, adapter_rank, adapter_token_bytes, adapter_output_bytes;
 } lora_config;
 
 /* One sequence of so many positions, at most step tokens at once where the model allows steps. */
@@ -163,6 +166,59 @@ typedef struct lora_rows {
 /* A named result of the last step ("logits", "last_hidden_state", …), valid until the next call with this session. */
 lora_status lora_session_output(lora_session *session, uint32_t entry, const char *name, lora_rows *rows,
                                 lora_error *error);
+
+/* ---- adapters: files beside a base, chosen for every request ---- */
+
+#define LORA_ADAPTER_BYTES 2048
+typedef struct lora_adapter {
+    uint64_t opaque[LORA_ADAPTER_BYTES / 8];
+} lora_adapter;
+
+/* Checks an adapter file in memory (64-byte aligned) against its base, once. Nothing is copied. LORA_MISMATCH for an
+ * adapter of another base. */
+lora_status lora_adapter_attach(lora_adapter *adapter, const lora_model *model, const void *bytes, size_t len,
+                                lora_error *error);
+/* Maps a file and attaches it. Not in builds without an operating system. */
+lora_status lora_adapter_attach_file(lora_adapter *adapter, const lora_model *model, const char *path,
+                                     lora_error *error);
+/* Ends an adapter. No session may have it selected any more, but to be closed. NULL is allowed. */
+void lora_adapter_detach(lora_adapter *adapter);
+/* The name it was packed under. */
+lora_status lora_adapter_name(const lora_adapter *adapter, lora_text *name, lora_error *error);
+/* The model as it is while the adapter acts, for lora_model_info(), lora_model_label() and lora_encode(): its task,
+ * labels, template, tokenizer. Valid as long as both. */
+lora_status lora_model_with_adapter(lora_model *seen, const lora_model *model, const lora_adapter *adapter,
+                                    lora_error *error);
+
+typedef struct lora_active { /* an adapter that acts */
+    const lora_adapter *adapter;
+    float weight;  /* factor of its update; other than 1 is refused for adapters with magnitudes or biases */
+    uint32_t from; /* first position at which it acts: 0, or as lora_adapter_acts_from() says */
+} lora_active;
+
+/* For adapters that act from certain tokens of the prompt on (activated LoRA): from where; 0 for all others,
+ * UINT32_MAX where the tokens do not occur. */
+lora_status lora_adapter_acts_from(const lora_adapter *adapter, const uint32_t *tokens, size_t count, uint32_t *from,
+                                   lora_error *error);
+
+/* Makes room in a configuration for requests with these adapters at once (at most 4). Call it for each set that the
+ * session will use: switching between them then needs no further memory. */
+lora_status lora_config_allow(lora_config *config, const lora_active *active, size_t count, lora_error *error);
+/* From here on the session answers with these adapters, and with the first one's task and labels; count 0: with the
+ * base alone. LORA_CAPACITY where the configuration has no room for them. A past that other adapters computed is not
+ * read: start the sequence anew, or LORA_MISMATCH. */
+lora_status lora_session_select(lora_session *session, const lora_active *active, size_t count, lora_error *error);
+
+typedef struct lora_set {
+    const lora_active *active;
+    size_t count; /* 0: the base */
+} lora_set;
+
+/* As lora_session_run(), with a set of adapters for each segment: each gets the bits that it gets alone. */
+lora_status lora_session_run_with(lora_session *session, uint32_t entry, const uint32_t *tokens, const uint32_t *types,
+                                  size_t count, const lora_segment *segments, const lora_set *sets,
+                                  size_t segment_count, const uint32_t *outputs, size_t output_count,
+                                  lora_error *error);
 
 /* ---- text ---- */
 

@@ -5,6 +5,7 @@
 #![cfg_attr(not(feature = "std"), no_std)]
 #![expect(unsafe_code, reason = "C pointers")]
 
+mod adapter;
 mod model;
 mod session;
 mod status;

@@ -2,8 +2,9 @@
 
 use core::ffi::{c_char, c_void};
 
-use runtime::Model;
-use runtime::program::SessionConfig;
+use runtime::kernels::KvType;
+use runtime::program::{AdapterNeeds, SessionConfig};
+use runtime::{Error, ErrorKind, Model};
 
 use crate::status::{CError, Checked, checked, exclusive, list, put, reference, run};
 
@@ -16,6 +17,17 @@ pub struct Handle {
     #[cfg(feature = "std")]
     #[expect(dead_code, reason = "kept for its end: it unmaps the file")]
     mapping: Option<runtime::map::Mapping>,
+}
+
+impl Handle {
+    /// A model whose bytes somebody else keeps.
+    pub const fn view(model: Model<'static>) -> Self {
+        Self {
+            model,
+            #[cfg(feature = "std")]
+            mapping: None,
+        }
+    }
 }
 
 const _: () = assert!(size_of::<Handle>() <= MODEL_BYTES && align_of::<Handle>() <= 8);
@@ -71,12 +83,16 @@ pub struct CInfo {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct CConfig {
-    pub context: u32,
-    pub tokens: u32,
-    pub outputs: u32,
-    pub source: u32,
-    pub sequences: u32,
-    pub kv: u32,
+    context: u32,
+    tokens: u32,
+    outputs: u32,
+    source: u32,
+    sequences: u32,
+    kv: u32,
+    adapters: u32,
+    adapter_rank: u32,
+    adapter_token_bytes: u32,
+    adapter_output_bytes: u32,
 }
 
 impl From<SessionConfig> for CConfig {
@@ -88,8 +104,40 @@ impl From<SessionConfig> for CConfig {
             source: c.source,
             sequences: c.sequences,
             kv: c.kv as u32,
+            adapters: c.adapters.used.into(),
+            adapter_rank: c.adapters.rank,
+            adapter_token_bytes: c.adapters.per_token,
+            adapter_output_bytes: c.adapters.per_output,
         }
     }
+}
+
+/// The runtime's form of a configuration.
+pub fn config_of(config: &CConfig) -> Checked<SessionConfig> {
+    let kv = u16::try_from(config.kv).ok().and_then(KvType::from_u16);
+    let unknown = Error::new(ErrorKind::Invalid, "config.kv").values(config.kv.into(), 0);
+    // Every place in the arena is a multiple of a line.
+    if !(config.adapter_rank.is_multiple_of(16)
+        && (config.adapter_token_bytes | config.adapter_output_bytes).is_multiple_of(64))
+    {
+        return Err(Error::new(ErrorKind::Invalid, "config.adapter_rank")
+            .values(config.adapter_rank.into(), 16)
+            .into());
+    }
+    Ok(SessionConfig {
+        context: config.context,
+        tokens: config.tokens,
+        outputs: config.outputs,
+        source: config.source,
+        sequences: config.sequences,
+        kv: kv.ok_or(unknown)?,
+        adapters: AdapterNeeds {
+            used: config.adapters != 0,
+            rank: config.adapter_rank,
+            per_token: config.adapter_token_bytes,
+            per_output: config.adapter_output_bytes,
+        },
+    })
 }
 
 /// Opens a model in memory.
@@ -106,15 +154,32 @@ pub unsafe extern "C" fn lora_model_open(
     run(error, || {
         // SAFETY: as documented; 'static stands for "as long as the model is used".
         let bytes: &'static [u8] = unsafe { list(bytes.cast(), len, "bytes") }?;
-        let model_ = checked(Model::open(bytes))?;
-        let handle = Handle {
-            model: model_,
-            #[cfg(feature = "std")]
-            mapping: None,
-        };
+        let handle = Handle::view(checked(Model::open(bytes))?);
         // SAFETY: as documented; the handle fits (asserted above).
         unsafe { put(model.cast::<Handle>(), "model", handle) }
     })
+}
+
+/// Maps a file. Its bytes live as long as the mapping, wherever that is moved.
+///
+/// # Safety
+/// `path`: null or a string that ends with a zero. The bytes are not used after the mapping's end.
+#[cfg(feature = "std")]
+pub unsafe fn map_file(path: *const c_char) -> Checked<(runtime::map::Mapping, &'static [u8])> {
+    // SAFETY: only whether it is null is asked.
+    unsafe { reference(path, "path") }?;
+    // SAFETY: as documented.
+    let path = unsafe { core::ffi::CStr::from_ptr(path) };
+    let unreadable = Error::new(ErrorKind::Io, "path: cannot be opened and mapped");
+    let path = path.to_str().map_err(|_| Error::new(ErrorKind::Invalid, "path: not UTF-8"))?;
+    let mapping = runtime::map::Mapping::open(std::path::Path::new(path)).map_err(|e| {
+        // The system's error number, where it gave one.
+        unreadable.values(e.raw_os_error().unwrap_or(0) as u64, 0)
+    })?;
+    let bytes: &[u8] = &mapping;
+    // SAFETY: the mapped bytes do not move with the mapping's handle.
+    let bytes: &'static [u8] = unsafe { core::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
+    Ok((mapping, bytes))
 }
 
 /// Maps a file and opens it as a model.
@@ -124,25 +189,9 @@ pub unsafe extern "C" fn lora_model_open(
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lora_model_open_file(model: *mut CModel, path: *const c_char, error: *mut CError) -> i32 {
-    use crate::status::Refusal;
-    use runtime::map::Mapping;
-    use runtime::{Error, ErrorKind};
-
     run(error, || {
-        if path.is_null() {
-            return Err(Refusal::Null("path"));
-        }
         // SAFETY: as documented.
-        let path = unsafe { core::ffi::CStr::from_ptr(path) };
-        let unreadable = Error::new(ErrorKind::Io, "path: cannot be opened and mapped");
-        let path = path.to_str().map_err(|_| Error::new(ErrorKind::Invalid, "path: not UTF-8"))?;
-        let mapping = Mapping::open(std::path::Path::new(path)).map_err(|e| {
-            // The system's error number, where it gave one.
-            unreadable.values(e.raw_os_error().unwrap_or(0) as u64, 0)
-        })?;
-        let bytes: &[u8] = &mapping;
-        // SAFETY: the mapped bytes do not move with the mapping's handle and live until `lora_model_close`.
-        let bytes: &'static [u8] = unsafe { core::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
+        let (mapping, bytes) = unsafe { map_file(path) }?;
         let opened = checked(Model::open(bytes))?;
         // SAFETY: as documented; the handle fits (asserted above).
         unsafe { put(model.cast::<Handle>(), "model", Handle { model: opened, mapping: Some(mapping) }) }

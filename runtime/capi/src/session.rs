@@ -3,18 +3,19 @@
 use core::ffi::{c_char, c_void};
 
 use runtime::format::EntryKind;
-use runtime::kernels::{Kernels, KvType};
-use runtime::program::{AdapterNeeds, SessionConfig};
+use runtime::kernels::Kernels;
 use runtime::session::workers::Inline;
 use runtime::tasks::{Ids, feed};
-use runtime::{Error, ErrorKind, Segment, Session, Step};
+use runtime::{Error, ErrorKind, Model, Segment, Session, Step};
 
-use crate::model::{CConfig, CModel};
+use crate::model::{CConfig, CModel, Handle, config_of};
 use crate::status::{CError, Checked, checked, exclusive, list, put, reference, run, text};
 
 /// What lies at the start of a session's memory.
 pub struct Head {
     pub session: Session<'static>,
+    /// What it was opened with.
+    model: &'static Handle,
     #[cfg(feature = "std")]
     #[expect(dead_code, reason = "kept for its end: it stops the threads")]
     pool: Option<Box<runtime::threads::Pool>>,
@@ -27,6 +28,16 @@ const HEAD_BYTES: usize = size_of::<Head>().next_multiple_of(64);
 pub struct CSession(Head);
 
 impl CSession {
+    /// The model that the session was opened with.
+    pub const fn opened(&self) -> Model<'static> {
+        self.0.model.model
+    }
+
+    /// The session.
+    pub const fn get(&mut self) -> &mut Session<'static> {
+        &mut self.0.session
+    }
+
     /// The session.
     ///
     /// # Safety
@@ -35,20 +46,6 @@ impl CSession {
         // SAFETY: the caller's.
         Ok(&mut unsafe { exclusive(this, "session") }?.0.session)
     }
-}
-
-fn config_of(config: &CConfig) -> Checked<SessionConfig> {
-    let kv = u16::try_from(config.kv).ok().and_then(KvType::from_u16);
-    let unknown = Error::new(ErrorKind::Invalid, "config.kv").values(config.kv.into(), 0);
-    Ok(SessionConfig {
-        context: config.context,
-        tokens: config.tokens,
-        outputs: config.outputs,
-        source: config.source,
-        sequences: config.sequences,
-        kv: kv.ok_or(unknown)?,
-        adapters: AdapterNeeds::NONE,
-    })
 }
 
 /// The entry of that number.
@@ -96,7 +93,8 @@ pub unsafe extern "C" fn lora_session_open(
 ) -> i32 {
     run(error, || {
         // SAFETY: as documented.
-        let (model, config) = unsafe { (CModel::handle(model)?.model, config_of(reference(config, "config")?)?) };
+        let (handle, config) = unsafe { (CModel::handle(model)?, config_of(reference(config, "config")?)?) };
+        let model = handle.model;
         // SAFETY: as documented.
         let place = unsafe { exclusive(session, "session") }?;
         *place = core::ptr::null_mut();
@@ -140,6 +138,7 @@ pub unsafe extern "C" fn lora_session_open(
         let opened = checked(Session::new(model, config, Kernels::best(), workers, arena))?;
         let head = Head {
             session: opened,
+            model: handle,
             #[cfg(feature = "std")]
             pool,
         };
@@ -208,7 +207,26 @@ pub struct CSegment {
 }
 
 /// Sequences that one call of [`lora_session_run`] takes.
-const MAX_SEGMENTS: usize = 64;
+pub const MAX_SEGMENTS: usize = 64;
+
+/// The caller's segments, in `all`.
+///
+/// # Safety
+/// `segments`: null or `count` things.
+pub unsafe fn segments_of(
+    segments: *const CSegment,
+    count: usize,
+    all: &mut [Segment; MAX_SEGMENTS],
+) -> Checked<&[Segment]> {
+    // SAFETY: as documented.
+    let given = unsafe { list(segments, count, "segments") }?;
+    let too_many = Error::new(ErrorKind::Capacity, "segments").values(given.len() as u64, MAX_SEGMENTS as u64);
+    let all = all.get_mut(..given.len()).ok_or(too_many)?;
+    for (to, from) in all.iter_mut().zip(given) {
+        *to = Segment { sequence: from.sequence, past: from.past, len: from.len };
+    }
+    Ok(all)
+}
 
 /// Runs one step over tokens of several sequences.
 ///
@@ -232,16 +250,11 @@ pub unsafe extern "C" fn lora_session_run(
         let session = unsafe { CSession::session(session) }?;
         // SAFETY: as documented.
         let ids = unsafe { ids_of(tokens, types, count) }?;
-        // SAFETY: as documented.
-        let (given, outputs) =
-            unsafe { (list(segments, segment_count, "segments")?, list(outputs, output_count, "outputs")?) };
         let mut all = [Segment { sequence: 0, past: 0, len: 0 }; MAX_SEGMENTS];
-        let too_many = Error::new(ErrorKind::Capacity, "segments").values(given.len() as u64, MAX_SEGMENTS as u64);
-        let all = all.get_mut(..given.len()).ok_or(too_many)?;
-        for (to, from) in all.iter_mut().zip(given) {
-            *to = Segment { sequence: from.sequence, past: from.past, len: from.len };
-        }
-        let step = Step { tokens: ids.tokens, token_types: ids.types, segments: all, outputs };
+        // SAFETY: as documented.
+        let (segments, outputs) =
+            unsafe { (segments_of(segments, segment_count, &mut all)?, list(outputs, output_count, "outputs")?) };
+        let step = Step { tokens: ids.tokens, token_types: ids.types, segments, outputs };
         checked(session.run(entry_of(entry)?, &step))
     })
 }

@@ -82,6 +82,27 @@ fn c_programs_work_with_both_libraries() {
     assert!(String::from_utf8_lossy(&missing.stderr).contains("input/output error: path"), "{missing:?}");
 }
 
+/// Adapters beside a base; under several threads too.
+#[test]
+fn c_programs_switch_adapters() {
+    let desk = Desk::new(&workspace().join("models/demo")).unwrap();
+    let demo = workspace().join("models/demo");
+    let make = |call, name: &str| {
+        let out = desk.path(name);
+        desk.produce(call, &out).unwrap_or_else(|miss| panic!("{miss:?}"));
+        out
+    };
+    let base = make(desk.pack("merge").arg("--base").arg(demo.join("tiny-base")).args(["--quant", "q8"]), "base.lpk");
+    let call = desk.pack("adapter").arg("--base").arg(demo.join("tiny-base")).arg("--adapter");
+    let adapter = make(call.arg(demo.join("tiny-home-control")), "adapter.lpk");
+    let stranger = workspace().join("tests/data/fixtures/gemma_mqa");
+    let call = desk.pack("adapter").arg("--base").arg(stranger.join("base")).arg("--adapter");
+    let other = make(call.arg(stranger.join("adapter")), "other.lpk");
+    let program = desk.path("adapters");
+    compile(&here().join("tests/adapters.c"), &program, &[libraries().join("liblora_runtime.a").to_str().unwrap()]);
+    assert_eq!(run(Command::new(&program).args([&base, &adapter, &other]).arg(PROMPT)), ANSWER);
+}
+
 /// The README's C program, as printed there.
 #[test]
 fn the_readmes_program_works() {

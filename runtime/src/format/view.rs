@@ -319,8 +319,8 @@ pub(super) fn check_header(bytes: &[u8]) -> Result<&Header> {
         return Err(err(ErrorKind::Misaligned, "address of the file in memory")
             .values((bytes.as_ptr() as usize % LINE) as u64, LINE as u64));
     }
-    let header: &Header = bytemuck::try_from_bytes(&bytes[..size_of::<Header>()])
-        .map_err(|_| err(ErrorKind::Misaligned, "header"))?;
+    let header: &Header =
+        bytemuck::try_from_bytes(&bytes[..size_of::<Header>()]).map_err(|_| err(ErrorKind::Misaligned, "header"))?;
     if header.version > VERSION {
         return Err(err(ErrorKind::TooNew, "header.version").values(header.version.into(), VERSION.into()));
     }

@@ -274,7 +274,7 @@ impl Kernels {
         if bias.is_empty() {
             return assert!(rows.is_empty());
         }
-        assert!(rows.len() % bias.len() == 0);
+        assert!(rows.len().is_multiple_of(bias.len()));
         for row in rows.chunks_exact_mut(bias.len()) {
             self.add_assign(row, bias);
         }

@@ -74,6 +74,11 @@ impl OpCode {
     }
 }
 
+/// Which parameter of a linear's record is its slot.
+pub(crate) const LINEAR_SLOT: usize = 2;
+/// Which parameter of an expert linear's record is the number of experts.
+pub(crate) const EXPERT_COUNT: usize = 0;
+
 /// What indexes an embedding table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EmbedSource {
@@ -568,7 +573,7 @@ impl Op {
                 act: act(p[0])?,
                 scale: f(p[1]),
                 width: r.width,
-                slot: p[2],
+                slot: p[LINEAR_SLOT],
             },
             OpCode::Gated => Self::Gated { gate: r.a, up: r.b, out: r.out, width: r.width, act: act(p[0])? },
             OpCode::Activation => Self::Activation { a: r.a, out: r.out, width: r.width, act: act(p[0])? },

@@ -193,6 +193,18 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
+    /// Goes on with another face of the same model ([`Model::with_adapter`]): what tasks go by, task, labels and defaults.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Mismatch`] for another model.
+    pub fn set_face(&mut self, model: Model<'m>) -> Result<()> {
+        if !core::ptr::eq(model.file.header, self.model.file.header) {
+            return Err(Error::new(ErrorKind::Mismatch, "a face of another model"));
+        }
+        self.model = model;
+        Ok(())
+    }
+
     /// The adapters of [`Session::run`].
     #[must_use]
     pub const fn selected(&self) -> &Set<'m> {

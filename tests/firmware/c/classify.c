@@ -1,12 +1,12 @@
-/* The classifier in C: start code, semihosting, and the twenty lines that matter (classify). Linked with
- * liblora_runtime.a (built without std), a model made into an object file by `lora-pack embed`, and link/board.x. */
+/* The classifier in C: start code, semihosting, and what matters (classify, run). Linked with
+ * liblora_runtime.a (built without std), a model and two adapters made into object files by `lora-pack embed`, and link/board.x. */
 #include <stddef.h>
 #include <stdint.h>
 
 #include "lora_runtime.h"
 
-extern const unsigned char model[];
-extern const size_t model_len;
+extern const unsigned char model[], first[], second[];
+extern const size_t model_len, first_len, second_len;
 
 static _Alignas(64) unsigned char memory[MEMORY_BYTES];
 
@@ -35,44 +35,63 @@ static void end(size_t reason) {
 /* Where the library ends when it finds a defect in itself. */
 void abort(void) { end(0x20023); __builtin_unreachable(); }
 
-static lora_status classify(const char *text, size_t len, lora_error *error) {
-    static lora_model opened;
+/* Says what the texts are, by one adapter. */
+static lora_status classify(lora_session *session, const lora_model *base, const lora_adapter *adapter, lora_error *error) {
+    static const char texts[] = TEXTS "\n";
     static uint32_t scratch[1400], ids[48], types[48];
-    lora_config config;
-    lora_session *session;
-    size_t count, bytes, scores_len;
+    static lora_model seen;
+    const lora_active active = {adapter, 1.0f, 0};
+    size_t count, scores_len, start = 0;
     const float *scores;
     uint32_t best;
     lora_text name;
     lora_status status;
-    if ((status = lora_model_open(&opened, model, model_len, error))) return status;
-    if ((status = lora_config_init(&opened, 48, 48, &config, error))) return status;
-    if ((status = lora_session_bytes(&opened, &config, &bytes, error))) return status;
-    if (lora_session_open(&opened, &config, 1, memory, bytes - 1, &session, error) != LORA_TOO_SMALL) return LORA_OTHER;
-    if ((status = lora_session_open(&opened, &config, 1, memory, sizeof memory, &session, error))) return status;
-    if ((status = lora_encode(&opened, text, len, 0, scratch, 1400, ids, types, NULL, 48, &count, error))) return status;
-    if ((status = lora_classify(session, ids, types, count, &best, &scores, &scores_len, error))) return status;
-    if ((status = lora_model_label(&opened, best, &name, error))) return status;
-    print(name.data, name.len);
-    for (size_t i = 0; i < scores_len; i++) print_bits(scores[i]);
-    print("\n", 1);
+    if ((status = lora_model_with_adapter(&seen, base, adapter, error))) return status;
+    if ((status = lora_session_select(session, &active, 1, error))) return status;
+    for (size_t at = 0; texts[at]; at++) {
+        if (texts[at] != '\n') continue;
+        if ((status = lora_encode(&seen, texts + start, at - start, 0, scratch, 1400, ids, types, NULL, 48, &count, error))) return status;
+        if ((status = lora_classify(session, ids, types, count, &best, &scores, &scores_len, error))) return status;
+        if ((status = lora_model_label(&seen, best, &name, error))) return status;
+        print(name.data, name.len);
+        for (size_t i = 0; i < scores_len; i++) print_bits(scores[i]);
+        print("\n", 1);
+        start = at + 1;
+    }
     return LORA_OK;
 }
 
-static int run(void) {
-    static const char texts[] = TEXTS "\n";
-    lora_error error;
-    for (size_t start = 0, at = 0; texts[at]; at++) {
-        if (texts[at] != '\n') continue;
-        if (classify(texts + start, at - start, &error)) {
-            char message[160];
-            size_t len = lora_error_message(&error, message, sizeof message);
-            print(message, len < sizeof message ? len : sizeof message - 1);
-            return 1;
-        }
-        start = at + 1;
+static lora_status run(lora_error *error) {
+    static lora_model opened;
+    static lora_adapter adapters[2];
+    const void *files[2] = {first, second};
+    const size_t lens[2] = {first_len, second_len};
+    lora_config config;
+    lora_session *session;
+    lora_status status;
+    size_t bytes;
+    if ((status = lora_model_open(&opened, model, model_len, error))) return status;
+    if ((status = lora_config_init(&opened, 48, 48, &config, error))) return status;
+    for (int i = 0; i < 2; i++) {
+        if ((status = lora_adapter_attach(&adapters[i], &opened, files[i], lens[i], error))) return status;
+        const lora_active active = {&adapters[i], 1.0f, 0};
+        if ((status = lora_config_allow(&config, &active, 1, error))) return status;
     }
-    return 0;
+    if ((status = lora_session_bytes(&opened, &config, &bytes, error))) return status;
+    if (lora_session_open(&opened, &config, 1, memory, bytes - 1, &session, error) != LORA_TOO_SMALL) return LORA_OTHER;
+    if ((status = lora_session_open(&opened, &config, 1, memory, bytes, &session, error))) return status;
+    for (int i = 0; i < 2; i++)
+        if ((status = classify(session, &opened, &adapters[i], error))) return status;
+    return LORA_OK;
+}
+
+static int start(void) {
+    lora_error error;
+    if (!run(&error)) return 0;
+    char message[160];
+    size_t len = lora_error_message(&error, message, sizeof message);
+    print(message, len < sizeof message ? len : sizeof message - 1);
+    return 1;
 }
 
 extern uint32_t data_start[], data_end[], data_load[], bss_start[], bss_end[], stack_top[];
@@ -82,7 +101,7 @@ __attribute__((used)) void reset(void) {
     __asm__ volatile("dsb\n isb" ::: "memory");
     for (uint32_t *to = data_start, *from = data_load; to < data_end;) *to++ = *from++;
     for (uint32_t *to = bss_start; to < bss_end;) *to++ = 0;
-    end(run() ? 0x20023 : 0x20026);
+    end(start() ? 0x20023 : 0x20026);
 }
 
 static void fault(void) {

@@ -59,7 +59,8 @@ pub fn start(run: fn(&mut Console) -> Result<()>) -> ! {
     if let Err(error) = &result {
         let _ = writeln!(Console, "error: {error}");
     }
-    let _ = writeln!(Console, "stack {} bytes", stack_used());
+    let (used, all) = stack();
+    let _ = writeln!(Console, "stack {used} of {all} bytes");
     exit(result.is_ok())
 }
 
@@ -67,18 +68,19 @@ pub fn start(run: fn(&mut Console) -> Result<()>) -> ! {
 ///
 /// # Errors
 /// As [`Session::new`]; the plan is not exact.
-pub fn session(model: Model<'static>, config: SessionConfig, memory: &'static mut [u8]) -> Result<Session<'static>> {
+pub fn session<'m>(model: Model<'m>, config: SessionConfig, memory: &'m mut [u8]) -> Result<Session<'m>> {
     let planned = model.plan(&config).arena_bytes as usize;
     let less = memory.get_mut(..planned.saturating_sub(1)).unwrap_or_default();
     // The short-lived borrow ends before the real session begins.
     let refused = Session::new(model, config, Kernels::best(), &Inline, less).err();
     let exact = refused.is_some_and(|e| e.kind == ErrorKind::TooSmall && e.expected == planned as u64);
-    let _ = writeln!(Console, "arena {} bytes, one less is {}", memory.len(), if exact { "refused" } else { "taken" });
+    let _ = write!(Console, "arena {} bytes, one less is ", memory.len());
+    let _ = Console.write_str(if exact { "refused\n" } else { "taken\n" });
     Session::new(model, config, Kernels::best(), &Inline, memory)
 }
 
-/// Bytes of the stack that have been written to: below, the start code's pattern is untouched.
-fn stack_used() -> usize {
+/// Bytes of the stack that have been written to (below, the start code's pattern is untouched), and all of them.
+fn stack() -> (usize, usize) {
     unsafe extern "C" {
         static stack_bottom: u32;
         static stack_top: u32;
@@ -89,12 +91,16 @@ fn stack_used() -> usize {
     while at < top && unsafe { at.read_volatile() } == 0xa5a5_a5a5 {
         at = at.wrapping_add(1);
     }
-    top as usize - at as usize
+    (top as usize - at as usize, top as usize - bottom as usize)
 }
 
 #[panic_handler]
 fn panicked(info: &PanicInfo<'_>) -> ! {
-    let _ = writeln!(Console, "{info}");
+    // The place, without the message: what formats any message is a kilobyte and a half.
+    if let Some(place) = info.location() {
+        let _ = Console.write_str(place.file());
+        let _ = writeln!(Console, ":{}: panic", place.line());
+    }
     exit(false)
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use conformance::data::workspace;
 use conformance::desk::Desk;
 use lora_runtime::Model;
@@ -11,36 +11,11 @@ use lora_runtime::format::EntryKind;
 use lora_runtime::map::Mapping;
 use lora_runtime::program::Op;
 
-use super::{Board, Program, cargo, classifier, generator, qemu, succeed};
+use super::image::{GOAL, sizes};
+use super::{Board, build, classifier, generator, qemu, succeed};
 
-/// What the classifier's code and constants should not exceed. They do: the script says by how much.
-const CLASSIFIER_GOAL: u64 = 120 << 10;
 /// New tokens of the two runs whose difference is counted.
 const NEW: [u64; 2] = [2, 8];
-
-/// Sizes of an ELF32 file's sections: code, and constants.
-fn sizes(image: &Path) -> Result<(u64, u64)> {
-    let file = std::fs::read(image).with_context(|| image.display().to_string())?;
-    let number = |at: usize, n: usize| -> Result<usize> {
-        let bytes = file.get(at..at + n).context("the image ends early")?;
-        Ok(bytes.iter().rev().fold(0, |v, b| v << 8 | usize::from(*b)))
-    };
-    ensure!(file.starts_with(b"\x7fELF\x01\x01"), "not a 32-bit ELF file");
-    let (table, size, count, names) = (number(32, 4)?, number(46, 2)?, number(48, 2)?, number(50, 2)?);
-    let names = number(table + names * size + 16, 4)?;
-    let (mut code, mut constants) = (0, 0);
-    for i in 0..count {
-        let section = table + i * size;
-        let name = &file[names + number(section, 4)?..];
-        let len = number(section + 20, 4)? as u64;
-        match name.split(|b| *b == 0).next().unwrap_or_default() {
-            b".text" | b".vectors" => code += len,
-            b".rodata" | b".data" => constants += len,
-            _ => {}
-        }
-    }
-    Ok((code, constants))
-}
 
 /// Multiplications of weights for one token, its logits included.
 fn multiplications(lpk: &Path) -> Result<u64> {
@@ -81,18 +56,18 @@ fn measure() {
     let plugin = plugin(&desk).unwrap();
     println!("board, program: code + constants, instructions");
     for board in super::BOARDS.into_iter().filter(|b| ["mps2-an386", "mps2-an505", "mps3-an547"].contains(&b.machine)) {
-        let image = build(board, &classifier, None).unwrap();
-        let (code, constants) = sizes(&image).unwrap();
+        let images = build(board, &[&classifier], None).unwrap();
+        let (code, constants) = sizes(&images.join(classifier.name)).unwrap();
         let Board { machine, processor, .. } = board;
-        println!("{machine} ({processor}), classify: {code} + {constants} bytes (goal {CLASSIFIER_GOAL})");
+        println!("{machine} ({processor}), classify: {code} + {constants} bytes (goal: {GOAL} of code)");
     }
     for quant in ["q8", "q4"] {
         let generator = generator(&desk, quant).unwrap();
         let work = multiplications(&generator.model).unwrap();
         for board in super::BOARDS {
             let counts = NEW.map(|new| {
-                let image = build(board, &generator, Some(new)).unwrap();
-                instructions(board, &image, &plugin).unwrap()
+                let images = build(board, &[&generator], Some(new)).unwrap();
+                instructions(board, &images.join(generator.name), &plugin).unwrap()
             });
             let each = (counts[1] - counts[0]) / (NEW[1] - NEW[0]);
             println!(
@@ -103,15 +78,4 @@ fn measure() {
             );
         }
     }
-}
-
-/// Builds a program and gives its image.
-fn build(board: Board, program: &Program, new: Option<u64>) -> Result<PathBuf> {
-    let mut command = cargo(board, "build", program);
-    if let Some(new) = new {
-        command.env("NEW", new.to_string());
-    }
-    succeed(&mut command)?;
-    let folder = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-    Ok(folder.join("cross").join(board.target).join("release").join(program.name))
 }

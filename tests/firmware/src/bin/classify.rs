@@ -1,31 +1,42 @@
-//! Classifies texts with the encoder that lies in flash.
+//! Classifies texts with the encoder that lies in flash, by one adapter after the other.
 #![no_std]
 #![no_main]
 
 use core::fmt::Write;
 
 use firmware::Console;
-use lora_runtime::embedded::{Aligned, Memory, arena_bytes, session_config};
+use lora_runtime::embedded::{Aligned, Memory, adapter_needs, arena_bytes, session_config};
 use lora_runtime::program::SessionConfig;
 use lora_runtime::tasks::{TextBuffer, classify};
-use lora_runtime::{Model, Result, include_lpk};
+use lora_runtime::{Active, Adapter, Model, Result, Set, include_lpk};
 
-static MODEL: &Aligned<[u8]> = include_lpk!(env!("MODEL"), section = ".model");
-const CONFIG: SessionConfig = session_config(MODEL, 48, 48);
-static ARENA: Memory<{ arena_bytes(MODEL, &CONFIG) }> = Memory::new();
+static BASE: &Aligned<[u8]> = include_lpk!(env!("BASE"), section = ".model");
+static FIRST: &Aligned<[u8]> = include_lpk!(env!("ADAPTER_1"), section = ".model");
+static SECOND: &Aligned<[u8]> = include_lpk!(env!("ADAPTER_2"), section = ".model");
+const CONFIG: SessionConfig = SessionConfig {
+    adapters: adapter_needs(BASE, FIRST).or(adapter_needs(BASE, SECOND)),
+    ..session_config(BASE, 48, 48)
+};
+static ARENA: Memory<{ arena_bytes(BASE, &CONFIG) }> = Memory::new();
 
 fn run(out: &mut Console) -> Result<()> {
-    let model = Model::open(MODEL)?;
-    let mut session = firmware::session(model, CONFIG, ARENA.take()?)?;
+    let base = Model::open(BASE)?;
+    let adapters = [Adapter::attach(&base, FIRST)?, Adapter::attach(&base, SECOND)?];
+    let mut session = firmware::session(base, CONFIG, ARENA.take()?)?;
     let mut text = TextBuffer::<48, 1024>::new();
-    for line in env!("TEXTS").lines() {
-        let ids = text.encode(&model, line)?;
-        let (best, scores) = classify(&mut session, ids)?;
-        let _ = write!(out, "{}", model.face.label(best).unwrap_or("?"));
-        for score in scores {
-            let _ = write!(out, " {:08x}", score.to_bits());
+    for adapter in &adapters {
+        let model = base.with_adapter(adapter);
+        session.select(Set::new(&[Active::new(adapter)])?)?;
+        session.set_face(model)?;
+        for line in env!("TEXTS").lines() {
+            let ids = text.encode(&model, line)?;
+            let (best, scores) = classify(&mut session, ids)?;
+            let _ = out.write_str(model.face.label(best).unwrap_or("?"));
+            for score in scores {
+                let _ = write!(out, " {:08x}", score.to_bits());
+            }
+            let _ = out.write_str("\n");
         }
-        let _ = writeln!(out);
     }
     Ok(())
 }
