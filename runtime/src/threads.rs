@@ -65,6 +65,16 @@ impl Pool {
     /// # Errors
     /// The operating system cannot start a thread.
     pub fn new(n: usize) -> std::io::Result<Self> {
+        Self::with_start(n, |_| {})
+    }
+
+    /// As [`Pool::new`]; each of the pool's own threads begins with `start` of its number, from 1 on: a place to bind it to a
+    /// processor, say.
+    ///
+    /// # Errors
+    /// The operating system cannot start a thread.
+    pub fn with_start(n: usize, start: impl Fn(usize) + Send + Sync + 'static) -> std::io::Result<Self> {
+        let start = Arc::new(start);
         let shared = Arc::new(Shared {
             ticket: AtomicU64::new(CLOSED),
             task: AtomicPtr::new(core::ptr::null_mut()),
@@ -80,8 +90,12 @@ impl Pool {
         });
         let mut pool = Self { shared, threads: Vec::new(), run: Mutex::new(()) };
         for i in 1..n.clamp(1, 256) {
-            let shared = Arc::clone(&pool.shared);
-            let thread = std::thread::Builder::new().name(std::format!("lora-{i}")).spawn(move || work(&shared))?;
+            let (shared, start) = (Arc::clone(&pool.shared), Arc::clone(&start));
+            let thread = std::thread::Builder::new().name(std::format!("lora-{i}")).spawn(move || {
+                start(i);
+                drop(start);
+                work(&shared);
+            })?;
             pool.threads.push(thread);
         }
         Ok(pool)
@@ -260,6 +274,19 @@ impl ArenaBox {
 mod tests {
     use super::*;
     use core::sync::atomic::AtomicU64;
+
+    #[test]
+    fn own_threads_begin_with_start() {
+        let started = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&started);
+        let pool = Pool::with_start(4, move |i| {
+            seen.fetch_add(1 << (8 * i), Ordering::SeqCst);
+        })
+        .unwrap();
+        // Threads that have not been scheduled yet may still be on their way when a pool stops, but they do start.
+        drop(pool);
+        assert_eq!(started.load(Ordering::SeqCst), 0x0101_0100);
+    }
 
     #[test]
     fn every_task_runs_exactly_once() {

@@ -71,6 +71,10 @@ pub struct ModelArgs {
     /// Threads to use (default: one for each CPU)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Running")]
     pub threads: Option<u16>,
+    /// Processors for the threads to stay on, one each (default: where the system moves them; threads: as many as
+    /// processors are named)
+    #[arg(long, value_name = "CPU,CPU", value_delimiter = ',', help_heading = "Running")]
+    pub pin: Vec<usize>,
     /// Instruction set of the kernels (default: the best that this CPU runs): scalar, sse41, avx2, avxvnni, avx512,
     /// neon, dotprod, i8mm; all give the same bits
     #[arg(long, value_name = "NAME", value_parser = parse_level, help_heading = "Running")]

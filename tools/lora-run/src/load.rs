@@ -13,6 +13,7 @@ use lora_runtime::threads::{ArenaBox, Pool};
 use lora_runtime::{Active, Adapter, Error, ErrorKind, Model, Session, Set};
 
 use crate::cli::ModelArgs;
+use crate::pin;
 use crate::stats::{available_memory, human};
 
 /// Tokens of one prefill step, unless `--chunk` says otherwise.
@@ -26,6 +27,7 @@ pub struct Host {
     /// Those of the bundle, whether asked for or not.
     members: Vec<AdapterFile>,
     pool: Pool,
+    pin: Vec<usize>,
     /// The kernels in use.
     pub kernels: &'static Kernels,
     threads: usize,
@@ -54,14 +56,19 @@ impl Host {
                 anyhow!("--isa {}: this CPU runs {}", level.name(), names.join(", "))
             })?,
         };
-        let threads = args.threads.map_or_else(default_threads, usize::from);
-        let pool = Pool::new(threads).with_context(|| format!("cannot start {threads} threads"))?;
+        let threads = match args.threads {
+            Some(n) => usize::from(n),
+            None if args.pin.is_empty() => default_threads(),
+            None => args.pin.len(),
+        };
+        let pool = pin::pool(threads, &args.pin)?;
         Ok(Self {
             mapping,
             path: args.model.clone(),
             adapters,
             members,
             pool,
+            pin: args.pin.clone(),
             kernels,
             threads,
             chunk: args.chunk.unwrap_or(CHUNK),
@@ -141,6 +148,14 @@ impl Host {
     /// Tokens of one prefill step.
     pub fn chunk(&self) -> u32 {
         self.chunk
+    }
+
+    /// A pool of another number of threads.
+    ///
+    /// # Errors
+    /// The system cannot start them, or there are fewer processors to stay on.
+    pub fn pool_of(&self, threads: usize) -> Result<Pool> {
+        pin::pool(threads, &self.pin)
     }
 
     /// Threads that work, this one included.

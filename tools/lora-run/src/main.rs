@@ -20,6 +20,7 @@ mod forward;
 mod generation;
 mod load;
 mod output;
+mod pin;
 mod requests;
 mod stats;
 mod stop;

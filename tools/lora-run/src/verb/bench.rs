@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use lora_runtime::format::EntryKind;
-use lora_runtime::threads::{ArenaBox, Pool};
+use lora_runtime::threads::ArenaBox;
 use lora_runtime::{Model, Segment, Session, Set, Step};
 use serde_json::{Value as Json, json};
 
@@ -178,7 +178,7 @@ fn measure(host: &Host, model: Model<'_>, test: Test, threads: usize, repeat: u3
     let sets = if set.is_base() { vec![set] } else { vec![set, Set::BASE] };
     config.sequences = sets.len() as u32;
     let mut arena = ArenaBox::new(usize::try_from(model.plan(&config).arena_bytes)?);
-    let pool = Pool::new(threads).with_context(|| format!("cannot start {threads} threads"))?;
+    let pool = host.pool_of(threads)?;
     let mut session = Session::new(model, config, host.kernels, &pool, arena.as_mut_slice())?;
     let ids = tokens(&model, n);
     let mut rounds = Vec::with_capacity(repeat as usize);
