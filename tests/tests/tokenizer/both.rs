@@ -94,19 +94,23 @@ impl Both {
     }
 
     /// How the two differ over a text (and a second one); `None` if they do not.
-    pub fn difference(&self, how: How, text: &str, second: &str) -> Option<String> {
+    pub fn difference(&self, how: How, text: &str, second_text: &str) -> Option<String> {
         let tokenizer = &self.tokenizer;
         let special = !matches!(how, How::Bare);
         let words: Vec<&str> = text.split(' ').collect();
         let options = EncodeOptions { add_special: special, parse_special: !matches!(how, How::Plain) };
-        let (ours, theirs) = match how {
-            How::Whole | How::Bare => (tokenizer.encode(text, options), self.reference.encode(text, special)),
-            How::Plain => (tokenizer.encode(text, options), self.plain.encode(text, special)),
-            How::Pair => (tokenizer.encode_pair(text, second, options), self.reference.encode((text, second), special)),
-            How::Words => (
-                tokenizer.encode_input(Input::Words(&words), None, options),
-                self.reference.encode(&words[..], special),
-            ),
+        let (first, second) = match how {
+            How::Words => (Input::Words(&words), None),
+            How::Pair => (text.into(), Some(second_text.into())),
+            _ => (text.into(), None),
+        };
+        let ours = tokenizer.encode_input(first, second, options);
+        // Offsets in characters: the reference cuts white space off those in bytes by the number of its characters.
+        let theirs = match how {
+            How::Whole | How::Bare => self.reference.encode_char_offsets(text, special),
+            How::Plain => self.plain.encode_char_offsets(text, special),
+            How::Pair => self.reference.encode_char_offsets((text, second_text), special),
+            How::Words => self.reference.encode_char_offsets(&words[..], special),
         };
         let (ours, theirs) = match (ours, theirs) {
             (Ok(ours), Ok(theirs)) => (ours, theirs),
@@ -114,7 +118,7 @@ impl Both {
             (Ok(_), Err(e)) => return Some(format!("only the reference refuses it: {e}")),
             (Err(e), Ok(_)) => return Some(format!("only ours refuses it: {e}")),
         };
-        if let Some(difference) = encodings(&ours, &theirs) {
+        if let Some(difference) = encodings(&ours, &ours.char_offsets(first, second), &theirs) {
             return Some(difference);
         }
         if matches!(how, How::Whole | How::Plain) { self.decoded(&ours.ids()) } else { None }
@@ -131,14 +135,14 @@ impl Both {
     }
 }
 
-fn encodings(ours: &Encoding, theirs: &tokenizers::Encoding) -> Option<String> {
+fn encodings(ours: &Encoding, own_offsets: &[(u32, u32)], theirs: &tokenizers::Encoding) -> Option<String> {
     fn column<T: PartialEq + std::fmt::Debug>(name: &str, ours: &[T], theirs: &[T]) -> Option<String> {
         (ours != theirs).then(|| format!("{name} {ours:?}, not {theirs:?}"))
     }
     let offsets: Vec<(u32, u32)> = theirs.get_offsets().iter().map(|(a, b)| (*a as u32, *b as u32)).collect();
     let sequences: Vec<Option<u8>> = theirs.get_sequence_ids().iter().map(|s| s.map(|s| s as u8)).collect();
     column("ids", &ours.ids(), theirs.get_ids())
-        .or_else(|| column("offsets", &ours.byte_offsets(), &offsets))
+        .or_else(|| column("offsets", own_offsets, &offsets))
         .or_else(|| column("type ids", &ours.type_ids(), theirs.get_type_ids()))
         .or_else(|| column("special mask", &ours.special_mask(), theirs.get_special_tokens_mask()))
         .or_else(|| column("words", &ours.word_ids(), theirs.get_word_ids()))
