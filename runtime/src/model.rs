@@ -9,6 +9,7 @@ use crate::kernels::KvType;
 use crate::program::op::{Op, SelectRows};
 use crate::program::plan::{Plan, SessionConfig};
 use crate::program::verify;
+use crate::sampler::Rules;
 use crate::tokenizer::Tokenizer;
 
 /// A verified model, borrowing the file's bytes. Cheap to copy.
@@ -101,6 +102,19 @@ impl<'a> Model<'a> {
     pub fn eos(&self) -> &'a [u32] {
         let info = self.face.info;
         &info.eos[..(info.eos_count as usize).min(info.eos.len())]
+    }
+
+    /// What the model's authors force or forbid.
+    #[must_use]
+    pub fn rules(&self) -> Rules<'a> {
+        let info = self.face.info;
+        Rules {
+            first: info.forced_first.checked_sub(1),
+            suppressed: &info.suppressed[..(info.suppressed_count as usize).min(info.suppressed.len())],
+            no_repeat: info.no_repeat_ngram,
+            min_new: info.min_new,
+            eos: self.eos(),
+        }
     }
 
     /// An entry point.

@@ -6,7 +6,11 @@
 //! order in f64 and the softmax is the kernels' own, so the same seed gives the same text on every machine.
 //!
 //! The order is the one that generation settings published with models mean:
-//! repetition penalty, temperature, top-k, top-p, min-p.
+//! repetition penalty, [`Rules`], temperature, top-k, top-p, min-p.
+
+mod rules;
+
+pub use self::rules::Rules;
 
 use crate::kernels::Kernels;
 

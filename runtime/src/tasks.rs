@@ -104,7 +104,7 @@ pub enum Ending {
 
 /// Continues a prompt: hands every new token to `each` until the model ends, `max_new` tokens are there, no position is
 /// left or `each` returns false. The prompt is what the sequence begins with; of an encoder–decoder it is the
-/// encoder's input.
+/// encoder's input. The model's [`Rules`](crate::sampler::Rules) hold, but for runs that must not come twice: nothing remembers them.
 ///
 /// # Errors
 /// As [`feed`]; [`ErrorKind::Invalid`] for logits that are not numbers.
@@ -117,6 +117,7 @@ pub fn generate(
     mut each: impl FnMut(u32) -> bool,
 ) -> Result<Ending> {
     let model = *session.model();
+    let rules = model.rules();
     let mut past = 0;
     let start = [if model.face.info.decoder_start == NONE { 0 } else { model.face.info.decoder_start }];
     let first = if model.entry(EntryKind::Encode).is_ok() {
@@ -129,6 +130,7 @@ pub fn generate(
     for made in 0..max_new {
         let kernels = session.kernels();
         let logits = session.last_row_mut(EntryKind::Decode, "logits")?;
+        rules.apply(logits, &[], made);
         let next = choose(kernels, logits, sampling, rng)
             .ok_or(Error::new(ErrorKind::Invalid, "logits: not numbers; the weights are damaged"))?;
         if model.eos().contains(&next) {

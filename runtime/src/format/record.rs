@@ -246,8 +246,23 @@ pub struct Info {
     pub per_output: u32,
     /// Of an adapter: how many tokens, at the end of the indices, switch it on; 0 if it always acts.
     pub invocation: u32,
+    /// The first token of an answer, plus one; 0 if it is free.
+    pub forced_first: u32,
+    /// No run of so many tokens comes twice; 0 is off.
+    pub no_repeat_ngram: u32,
+    /// None of `eos` comes before so many new tokens.
+    pub min_new: u32,
+    /// How many of `suppressed` are used.
+    pub suppressed_count: u32,
+    /// Tokens that never come.
+    pub suppressed: [u32; Info::SUPPRESSED],
     /// Zero.
-    pub reserved: [u32; 31],
+    pub reserved: [u32; 19],
+}
+
+impl Info {
+    /// The most tokens that can be forbidden.
+    pub const SUPPRESSED: usize = 8;
 }
 
 /// Which rows a buffer has.

@@ -6,6 +6,7 @@ pub mod calibrate;
 pub mod cli;
 pub mod compile;
 pub mod embed;
+pub mod generation;
 pub mod golden;
 pub mod keep;
 pub mod merge;

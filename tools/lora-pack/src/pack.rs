@@ -26,6 +26,7 @@ use crate::calibrate::auto::{self, Budget};
 use crate::calibrate::compare::{Distance, Side, compare};
 use crate::calibrate::{self, Calibrated, Effort, Job, Ready, Summary, Twin, own};
 use crate::compile::tokenizer::{Compiled, compile_tokenizer};
+use crate::generation::Generation;
 use crate::golden;
 use crate::keep;
 use crate::merge::{Merged, TaskType};
@@ -678,34 +679,8 @@ pub(crate) fn label_names(config: &Value, options: &PackOptions, labels: usize) 
     Ok((0..labels).map(|i| named(i).map_or_else(|| format!("LABEL_{i}"), str::to_string)).collect())
 }
 
-fn token_ids(value: Option<&Value>) -> Vec<u32> {
-    let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-    match value {
-        Some(Value::Array(list)) => list.iter().filter_map(one).collect(),
-        Some(v) => one(v).into_iter().collect(),
-        None => Vec::new(),
-    }
-}
-
 pub(crate) fn info(base: &BaseModel, merged: &Merged<'_>, lowered: &Lowered, strings: &mut Strings) -> Info {
     let config = merged.config();
-    let generation = base.generation_config.as_ref();
-    let field = |name: &str| {
-        generation
-            .and_then(|g| g.get(name))
-            .filter(|v| !v.is_null())
-            .or_else(|| config.get(name))
-            .filter(|v| !v.is_null())
-    };
-    let id = |name: &str| token_ids(field(name)).first().copied().filter(|i| *i < lowered.vocab).unwrap_or(NONE);
-    let mut eos_ids = token_ids(field("eos_token_id"));
-    eos_ids.retain(|i| *i < lowered.vocab);
-    let mut eos = [0; 8];
-    let eos_count = eos_ids.len().min(8);
-    eos[..eos_count].copy_from_slice(&eos_ids[..eos_count]);
-    let number = |name: &str| generation.and_then(|g| g.get(name)).and_then(Value::as_f64);
-    let sampling = generation.and_then(|g| g.get("do_sample")).and_then(Value::as_bool).unwrap_or(false);
-    let sampled = |name: &str, off: f64| if sampling { number(name).unwrap_or(off) } else { off };
     let quantized = lowered.tensors.iter().any(|t| matches!(t.storage, Storage::Panels(f) if !f.is_float()));
     // An encoder's cache holds one layer at a time: half precision costs next to nothing there.
     let passing = lowered.caches.iter().all(|c| c.kind == CacheKind::Step as u32);
@@ -714,7 +689,7 @@ pub(crate) fn info(base: &BaseModel, merged: &Merged<'_>, lowered: &Lowered, str
         (true, true) => KvType::F16,
         (false, _) => KvType::F32,
     };
-    Info {
+    let mut info = Info {
         task: lowered.task as u32,
         vocab: lowered.vocab,
         max_positions: lowered.max_positions,
@@ -725,20 +700,12 @@ pub(crate) fn info(base: &BaseModel, merged: &Merged<'_>, lowered: &Lowered, str
         kv_type: kv_default as u32,
         architecture: strings.add(lowered.architecture),
         chat_template: strings.add(merged.tokenizer().chat_template.as_deref().unwrap_or("")),
-        bos: id("bos_token_id"),
-        pad: id("pad_token_id"),
-        decoder_start: id("decoder_start_token_id"),
-        eos_count: eos_count as u32,
-        eos,
-        // Sampling settings count only where the model's authors turned sampling on; else greedy.
-        temperature: if sampling { number("temperature").unwrap_or(1.0) as f32 } else { 0.0 },
-        top_p: sampled("top_p", 1.0) as f32,
-        repetition_penalty: number("repetition_penalty").unwrap_or(1.0) as f32,
-        top_k: sampled("top_k", 0.0) as u32,
         pooling: lowered.pooling,
         normalize: 1,
         per_token: lowered.per_token,
         per_output: lowered.per_output,
         ..Info::zeroed()
-    }
+    };
+    Generation::new(base, config).fill(&mut info);
+    info
 }

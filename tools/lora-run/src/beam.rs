@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering as Memory};
 use anyhow::{Result, anyhow};
 use lora_runtime::format::EntryKind;
 use lora_runtime::kernels::Kernels;
-use lora_runtime::sampler::penalize;
+use lora_runtime::sampler::{Rules, penalize};
 use lora_runtime::{Segment, Session, Step};
 
 use crate::cli::EarlyStopping;
@@ -66,6 +66,8 @@ pub struct Limits<'l> {
     pub eos: &'l [u32],
     /// Divides the log-probabilities of tokens that have occurred.
     pub repetition: f32,
+    /// What the model's authors force or forbid.
+    pub rules: Rules<'l>,
 }
 
 /// Continues the prompt that sequence 0 of the session has just read. The best continuation comes first.
@@ -100,11 +102,12 @@ pub fn search(
                 seen.dedup();
                 penalize(&mut row, &seen, limits.repetition);
             }
-            offers.extend(best(kernels, &row, wanted).map(|(token, p)| Offer {
-                parent,
-                token,
-                score: beam.score + f64::from(p),
-            }));
+            if !limits.rules.is_empty() {
+                let past: Vec<u32> = prompt.iter().chain(&beam.ids).copied().collect();
+                limits.rules.apply(&mut row, &past, beam.ids.len());
+            }
+            let allowed = best(kernels, &row, wanted).filter(|(_, p)| *p > f32::NEG_INFINITY);
+            offers.extend(allowed.map(|(token, p)| Offer { parent, token, score: beam.score + f64::from(p) }));
         }
         // By score; equal ones by beam, then by token, the order in which they stand.
         offers.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal));

@@ -123,6 +123,9 @@ pub struct SamplingArgs {
     /// beat them), never (when they cannot)
     #[arg(long, value_name = "WHEN", default_value = "no", requires = "beams", help_heading = "Choosing tokens")]
     pub early_stopping: EarlyStopping,
+    /// Token id that the answer begins with, such as a language's (default: the model's, if any)
+    #[arg(long, value_name = "ID", help_heading = "Choosing tokens")]
+    pub first: Option<u32>,
     /// Seed of the random choice: the same seed gives the same text on every machine (default: another each time)
     #[arg(long, value_name = "S", help_heading = "Choosing tokens")]
     pub seed: Option<u64>,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, anyhow, bail};
 use lora_runtime::format::{EntryKind, NONE};
 use lora_runtime::kernels::Kernels;
-use lora_runtime::sampler::{Rng, Sampling, choose, mark, mark_words, penalize};
+use lora_runtime::sampler::{Rng, Rules, Sampling, choose, mark, mark_words, penalize};
 use lora_runtime::{Model, Segment, Session, Step};
 use serde_json::{Value as Json, json};
 
@@ -18,8 +18,9 @@ use crate::stop::Stopper;
 
 /// How to continue.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct Settings<'m> {
     sampling: Sampling,
+    rules: Rules<'m>,
     penalty: f32,
     seed: u64,
     max_new: usize,
@@ -29,10 +30,16 @@ pub struct Settings {
     beams: Option<Beams>,
 }
 
-impl Settings {
+impl<'m> Settings<'m> {
     /// The user's settings; where there are none, the model's.
-    pub fn new(args: &SamplingArgs, model: &Model<'_>) -> Self {
+    ///
+    /// # Errors
+    /// A token id that the model does not have.
+    pub fn new(args: &SamplingArgs, model: &Model<'m>) -> Result<Self> {
         let info = model.face.info;
+        if let Some(id) = args.first.filter(|id| *id >= info.vocab) {
+            bail!("--first {id}: the model has {} tokens", info.vocab);
+        }
         // A file's numbers count only where they mean something.
         let or = |value: f32, fits: bool, off: f32| if fits { value } else { off };
         let temperature = or(info.temperature, info.temperature.is_finite() && info.temperature >= 0.0, 0.0);
@@ -45,8 +52,10 @@ impl Settings {
             top_p: args.top_p.unwrap_or(top_p),
             min_p: args.min_p.unwrap_or(0.0),
         };
-        Self {
+        let own = model.rules();
+        Ok(Self {
             sampling,
+            rules: Rules { first: args.first.or(own.first), ..own },
             penalty: args.repeat_penalty.unwrap_or(penalty),
             seed: args.seed.unwrap_or_else(fresh_seed),
             max_new: args.n as usize,
@@ -57,7 +66,7 @@ impl Settings {
                 length_penalty: args.length_penalty.into(),
                 early_stopping: args.early_stopping,
             }),
-        }
+        })
     }
 }
 
@@ -160,7 +169,7 @@ impl Continuation {
 }
 
 /// Chooses the next token from the session's logits.
-struct Chooser {
+struct Chooser<'m> {
     kernels: &'static Kernels,
     sampling: Sampling,
     penalty: f32,
@@ -169,10 +178,14 @@ struct Chooser {
     row: Vec<f32>,
     seen: Vec<u64>,
     distinct: Vec<u32>,
+    rules: Rules<'m>,
+    /// Prompt and answer, where the rules look at them, and the tokens of the answer.
+    past: Vec<u32>,
+    made: usize,
 }
 
-impl Chooser {
-    fn new(kernels: &'static Kernels, settings: &Settings, vocab: u32, history: &[u32]) -> Self {
+impl<'m> Chooser<'m> {
+    fn new(kernels: &'static Kernels, settings: &Settings<'m>, vocab: u32, history: &[u32]) -> Self {
         let penalizes = settings.penalty != 1.0;
         let mut chooser = Self {
             kernels,
@@ -182,6 +195,9 @@ impl Chooser {
             row: Vec::new(),
             seen: vec![0; if penalizes { mark_words(vocab) } else { 0 }],
             distinct: Vec::new(),
+            rules: settings.rules,
+            past: Vec::new(),
+            made: 0,
         };
         history.iter().for_each(|id| chooser.saw(*id));
         chooser
@@ -192,22 +208,30 @@ impl Chooser {
         if mark(&mut self.seen, id) {
             self.distinct.push(id);
         }
+        if !self.rules.is_empty() {
+            self.past.push(id);
+        }
     }
 
     fn next(&mut self, session: &Session<'_>) -> Result<u32> {
         let rows = session.output(EntryKind::Decode, "logits")?;
         let logits = rows.row(rows.len() - 1);
-        let id = if self.sampling.is_greedy() && self.seen.is_empty() {
+        let id = if self.sampling.is_greedy() && self.seen.is_empty() && self.rules.is_empty() {
             let best = self.kernels.argmax(logits).filter(|i| logits[*i] > f32::NEG_INFINITY);
             best.map(|i| i as u32)
         } else {
             self.row.clear();
             self.row.extend_from_slice(logits);
             penalize(&mut self.row, &self.distinct, self.penalty);
+            self.rules.apply(&mut self.row, &self.past, self.made);
             choose(self.kernels, &mut self.row, &self.sampling, &mut self.rng)
         };
-        let id = id.ok_or_else(|| anyhow!("the model's logits are not numbers: the file's weights are damaged"))?;
+        let id = id.ok_or_else(|| match self.rules.is_empty() {
+            true => anyhow!("the model's logits are not numbers: the file's weights are damaged"),
+            false => anyhow!("the model's generation settings leave no token, or its logits are not numbers"),
+        })?;
         self.saw(id);
+        self.made += 1;
         Ok(id)
     }
 }
@@ -218,7 +242,7 @@ pub struct Request<'r> {
     /// Token ids of the prompt.
     pub prompt: &'r [u32],
     /// How to continue it.
-    pub settings: &'r Settings,
+    pub settings: &'r Settings<'r>,
     /// When the request came.
     pub started: Instant,
 }
@@ -361,7 +385,7 @@ fn search(
     let past = read_prompt(session, prompt, 0, interrupted)?;
     let (prefill, decode_started) = (prefill_started.elapsed(), Instant::now());
     let eos = if settings.ignore_eos { &[] } else { model.eos() };
-    let limits = Limits { max_new: settings.max_new, eos, repetition: settings.penalty };
+    let limits = Limits { max_new: settings.max_new, eos, repetition: settings.penalty, rules: settings.rules };
     let found = beam::search(session, kernels, prompt, beams, limits, interrupted)?;
     let decode = decode_started.elapsed();
     let text = |ids: &[u32]| {

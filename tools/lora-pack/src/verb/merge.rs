@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use lora_runtime::format::Task;
 use lora_runtime::weights::WeightFormat;
 use serde_json::{Value, json};
 
@@ -14,6 +15,7 @@ use crate::calibrate::Effort;
 use crate::calibrate::auto::Budget;
 use crate::calibrate::compare::Distance;
 use crate::cli::{CombineArgs, MergeArgs, Quant};
+use crate::generation::Generation;
 use crate::keep;
 use crate::merge::{AdapterSpec, Level, MergeOptions, Merged, Note};
 use crate::pack::{PackOptions, PackReport, headless, pack};
@@ -63,8 +65,16 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     if let Some(note) = headless(&merged, &options) {
         eprintln!("note: {note}");
     }
+    let settings = match report.task {
+        Task::CausalLm | Task::Seq2SeqLm => Generation::new(&base, merged.config()).left_out(),
+        _ => Vec::new(),
+    };
+    for note in &settings {
+        eprintln!("{}", note_line(note));
+    }
     if args.json {
         let mut json = report_json(&report, &merged, args, quant);
+        json["notes"] = merged.notes().iter().chain(&settings).map(|n| json!(n)).collect();
         json["delta_retained"] = json!(grid.map(|(grid, _)| grid.projection));
         println!("{json}");
     } else {
@@ -220,7 +230,6 @@ fn report_json(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs, quant: Qua
         "architecture": r.architecture, "task": r.task.name(), "quant": quant.name(), "carried": r.carried, "proof": r.distance.as_ref().map(Distance::json),
         "effort": effort(args, quant).unwrap_or_default().name(), "bits_per_weight": r.bits_per_weight, "tensors": r.tensors, "seconds": r.seconds,
         "adapter_tensors_applied": applied, "adapter_tensors": total, "changed": merged.changed().len(),
-        "notes": merged.notes(),
     })
 }
 

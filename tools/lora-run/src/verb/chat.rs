@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
             "a chat shows its text as it comes, and beam search only has it at the end: use `lora-run generate --chat --beams`"
         );
     }
-    let settings = Settings::new(&args.sampling, &model);
+    let settings = Settings::new(&args.sampling, &model)?;
     let context = host.context(&model, CONTEXT)?;
     let mut config = host.config(&model, context, host.chunk().min(context), 1);
     config.adapters = host.library_needs(&model)?;
@@ -129,7 +129,7 @@ struct Chat<'h> {
     host: &'h Host,
     session: Session<'h>,
     template: ChatTemplate,
-    settings: Settings,
+    settings: Settings<'h>,
     messages: Vec<Json>,
     /// The tokens that the KV cache holds.
     cache: Vec<u32>,

@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     check_task(&model, &[Task::CausalLm, Task::Seq2SeqLm])?;
-    let settings = Settings::new(&args.sampling, &model);
+    let settings = Settings::new(&args.sampling, &model)?;
     let template = args.chat.then(|| ChatTemplate::of(&model)).transpose()?;
     let load = host.since_start();
     let (mut room, mut out) = (Room::default(), Out::new());

@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     check_task(&model, &[Task::Seq2SeqLm])?;
-    let settings = Settings::new(&args.sampling, &model);
+    let settings = Settings::new(&args.sampling, &model)?;
     let load = host.since_start();
     let mut room = Room::default();
     let requests = &args.text.requests;
