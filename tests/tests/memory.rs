@@ -96,6 +96,23 @@ fn generating_makes_no_system_call(desk: &Desk, lpk: &Path) {
 /// Beyond file and arena: the program itself, its stacks, the answer.
 const OVERHEAD: u64 = 8 << 20;
 
+/// `plan --target` adds to the plan what code and stack take and a speed where it was measured.
+fn firmware_is_estimated(desk: &Desk, lpk: &Path, plan: &serde_json::Value, quant: &str) {
+    let call = desk.pack("plan").arg(lpk).args(["--ctx", "256", "--batch", "128", "--json"]);
+    let call = call.args(["--target", "cortex-m4", "--clock", "200"]);
+    let with = desk.json_object(&call).unwrap_or_else(|miss| panic!("{miss:?}"));
+    assert_eq!(with["arena_bytes"], plan["arena_bytes"]);
+    assert!(with["code_bytes"].as_u64().unwrap() > 0 && with["stack_bytes"].as_u64().unwrap() > 0);
+    let (instructions, speed) = (with["instructions_per_token"].as_f64(), with["tokens_per_second"].as_f64());
+    if quant == "f32" {
+        assert_eq!((instructions, speed), (None, None), "floats were not measured");
+    } else {
+        // 5.8 million weights.
+        assert!((5e7..5e8).contains(&instructions.unwrap()), "{with}");
+        assert!((speed.unwrap() * instructions.unwrap() / 2e8 - 1.0).abs() < 1e-6, "{with}");
+    }
+}
+
 #[test]
 fn opening_allocates_nothing_and_a_run_takes_what_was_planned() {
     let demo = data::workspace().join("models/demo");
@@ -118,6 +135,7 @@ fn opening_allocates_nothing_and_a_run_takes_what_was_planned() {
 
         let plan = desk.pack("plan").arg(&lpk).args(["--ctx", "256", "--batch", "128", "--json"]);
         let plan = desk.json_object(&plan).unwrap_or_else(|miss| panic!("{miss:?}"));
+        firmware_is_estimated(&desk, &lpk, &plan, quant);
         let planned = plan["flash_bytes"].as_u64().unwrap() + plan["arena_bytes"].as_u64().unwrap();
         for threads in ["1", "2"] {
             let call =

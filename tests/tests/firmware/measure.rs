@@ -64,7 +64,9 @@ fn measure() {
     for quant in ["q8", "q4"] {
         let generator = generator(&desk, quant).unwrap();
         let work = multiplications(&generator.model).unwrap();
-        for board in super::BOARDS {
+        // The larger file does not fit into the flash that two of the maps have.
+        let fits = |b: &Board| quant == "q4" || ["mps3-an547", "virt"].contains(&b.map);
+        for board in super::BOARDS.into_iter().filter(fits) {
             let counts = NEW.map(|new| {
                 let images = build(board, &[&generator], Some(new)).unwrap();
                 instructions(board, &images.join(generator.name), &plugin).unwrap()

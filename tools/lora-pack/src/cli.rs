@@ -11,6 +11,7 @@ use lora_runtime::weights::WeightFormat;
 
 use crate::calibrate::Effort;
 use crate::merge::export::gguf::Encoding;
+use crate::target::{TARGETS, Target};
 use crate::verb;
 
 /// Merge PEFT LoRA adapters into a base model, quantize, and write one .lpk file that lora-run runs in place.
@@ -404,7 +405,7 @@ pub struct VerifyArgs {
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  lora-pack plan model.lpk --ctx 2048\n  lora-pack plan model.lpk --ctx 512 --batch 32 --json"
+    after_help = "Examples:\n  lora-pack plan model.lpk --ctx 2048\n  lora-pack plan model.lpk --ctx 512 --batch 32 --json\n  lora-pack plan model.lpk --ctx 96 --batch 8 --target cortex-m4 --clock 168"
 )]
 pub struct PlanArgs {
     /// The file
@@ -418,6 +419,13 @@ pub struct PlanArgs {
     /// Element type of the KV cache: f32, f16, i8 (default: the file's)
     #[arg(long, value_name = "TYPE")]
     pub kv: Option<String>,
+    /// A processor for firmware, to say what code and stack take and how fast a token is: cortex-m4, cortex-m7, cortex-m33,
+    /// cortex-m55
+    #[arg(long, value_name = "CPU", value_parser = parse_target, requires = "ctx")]
+    pub target: Option<Target>,
+    /// The processor's clock in MHz
+    #[arg(long, value_name = "MHZ", default_value_t = 100.0, requires = "target")]
+    pub clock: f64,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -572,4 +580,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
 #[must_use]
 pub fn one_line(error: &anyhow::Error) -> String {
     format!("{error:#}").chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn parse_target(name: &str) -> Result<Target, String> {
+    let names = TARGETS.map(|t| t.name).join(", ");
+    Target::from_name(name).ok_or_else(|| format!("expected one of {names}"))
 }

@@ -13,6 +13,7 @@ pub mod merge;
 pub mod pack;
 pub mod quantize;
 pub mod source;
+pub mod target;
 pub mod verb;
 pub mod verify;
 pub mod write;

@@ -49,12 +49,19 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         }
         let p = row(ctx);
         if args.json {
-            println!(
-                "{}",
-                json!({"flash_bytes": bytes.len(), "arena_bytes": p.arena_bytes, "kv_bytes": p.kv_bytes,
+            let mut plan = json!({"flash_bytes": bytes.len(), "arena_bytes": p.arena_bytes, "kv_bytes": p.kv_bytes,
                        "activation_bytes": p.activation_bytes, "ctx": ctx, "batch": config(ctx).tokens,
-                       "kv": kv.name(), "per_token_bytes": info.per_token, "per_output_bytes": info.per_output})
-            );
+                       "kv": kv.name(), "per_token_bytes": info.per_token, "per_output_bytes": info.per_output});
+            if let Some(target) = args.target {
+                let instructions = target.instructions_per_token(&model);
+                plan["target"] = target.name.into();
+                plan["code_bytes"] = target.code_bytes.into();
+                plan["stack_bytes"] = target.stack_bytes.into();
+                plan["instructions_per_token"] = instructions.map(f64::round).into();
+                plan["clock_mhz"] = args.clock.into();
+                plan["tokens_per_second"] = instructions.map(|n| args.clock * 1e6 / n).into();
+            }
+            println!("{plan}");
         } else {
             println!("flash  {:>12}  the file, used in place", human(bytes.len() as u64));
             println!(
@@ -64,6 +71,23 @@ pub fn run(args: &PlanArgs) -> Result<()> {
                 kv.name(),
                 human(p.activation_bytes)
             );
+            if let Some(target) = args.target {
+                println!(
+                    "code   {:>12}  beside the file, as the classifier of tests/firmware has it",
+                    human(target.code_bytes)
+                );
+                println!("stack  {:>12}  at most, in the programs of tests/firmware", human(target.stack_bytes));
+                match target.instructions_per_token(&model) {
+                    Some(n) => println!(
+                        "speed  {:>6.2} tok/s  estimated: {:.1} million instructions per token, one per cycle at {} MHz; slow \
+                         flash makes it less",
+                        args.clock * 1e6 / n,
+                        n / 1e6,
+                        args.clock
+                    ),
+                    None => println!("speed       unknown  matrices of floats were not measured"),
+                }
+            }
         }
         return Ok(());
     }
