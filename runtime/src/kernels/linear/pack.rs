@@ -4,6 +4,7 @@ use std::vec;
 use std::vec::Vec;
 
 use crate::kernels::isa::scalar::{f16_to_f32, f32_to_f16};
+use crate::kernels::wide::{Wide, widest};
 use crate::weights::{GROUP, PANEL_ROWS, WeightFormat};
 
 /// Scales of the groups of [`QuantizedRows`], row by row, `⌈K / 32⌉` each.
@@ -110,6 +111,8 @@ impl QuantizedRows {
         assert_eq!(self.codes.len(), n * k);
         assert_eq!(self.row_scales.len(), if format.has_row_scale() { n } else { 0 });
         let range = Self::code_range(format);
+        let (low, high) = (*range.start(), *range.end());
+        let (offset, planes) = (format.code_offset() as u8, format.plane_bits() != 0);
         let groups = k.div_ceil(GROUP);
         panel.fill(0);
         for (row, g) in (0..PANEL_ROWS).flat_map(|row| (0..groups).map(move |g| (row, g))) {
@@ -119,18 +122,29 @@ impl QuantizedRows {
             let (multipliers, group) = group.split_at_mut(multipliers);
             // Codes of rows and inputs that do not exist are 0: the linear formats' offset, the table's first entry.
             // The row's multipliers, or the activations beyond K, are 0.
-            for i in 0..GROUP {
-                let at = g * GROUP + i;
-                let code = if r < n && at < k { self.codes[r * k + at] } else { 0 };
-                assert!(range.contains(&code), "code {code} of row {r} out of range");
-                let stored = (i32::from(code) + format.code_offset()) as u8;
-                let place = format.code_place(row, i);
+            let mut codes = [0i8; GROUP];
+            if r < n {
+                let there = GROUP.min(k - g * GROUP);
+                codes[..there].copy_from_slice(&self.codes[r * k + g * GROUP..][..there]);
+            }
+            let inside = codes.iter().fold(true, |inside, code| inside & (low <= *code) & (*code <= high));
+            assert!(inside, "a code of row {r}, group {g} is out of range");
+            // The eight codes of a part of the group are neighbours in the panel, too (see `code_place`).
+            for (part, codes) in codes.as_chunks::<8>().0.iter().enumerate() {
+                let place = format.code_place(row, 8 * part);
+                let stored = codes.map(|code| (code as u8).wrapping_add(offset));
+                let bytes = &mut group[place.byte..place.byte + 8];
                 if format.code_bits() == 8 {
-                    group[place.byte] = stored;
-                } else {
-                    group[place.byte] |= (stored & 15) << place.shift;
-                    if format.plane_bits() != 0 {
-                        group[place.plane_byte] |= (stored >> 4) << place.plane_shift;
+                    bytes.copy_from_slice(&stored);
+                    continue;
+                }
+                for (byte, stored) in bytes.iter_mut().zip(stored) {
+                    *byte |= (stored & 15) << place.shift;
+                }
+                if planes {
+                    let bytes = &mut group[place.plane_byte..place.plane_byte + 8];
+                    for (byte, stored) in bytes.iter_mut().zip(stored) {
+                        *byte |= (stored >> 4) << place.plane_shift;
                     }
                 }
             }
@@ -241,12 +255,40 @@ pub fn pack_float_panel(format: WeightFormat, rows: &[f32], k: usize, panel: &mu
         return;
     }
     assert!(rows.len().is_multiple_of(k) && rows.len() <= PANEL_ROWS * k, "rows");
-    for (row, values) in rows.chunks_exact(k).enumerate() {
-        for (i, &value) in values.iter().enumerate() {
-            let at = i * PANEL_ROWS + row;
-            match format {
-                WeightFormat::F32 => panel[4 * at..4 * at + 4].copy_from_slice(&value.to_le_bytes()),
-                _ => panel[2 * at..2 * at + 2].copy_from_slice(&f32_to_f16(value).to_le_bytes()),
+    widest(FloatPanel { format, rows, k, panel });
+}
+
+/// The transposition of [`pack_float_panel`].
+struct FloatPanel<'a> {
+    format: WeightFormat,
+    rows: &'a [f32],
+    k: usize,
+    panel: &'a mut [u8],
+}
+
+impl Wide for FloatPanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { format, rows, k, panel } = self;
+        let n = rows.len() / k;
+        let single = format == WeightFormat::F32;
+        for i in 0..k {
+            let mut column = [0.0; PANEL_ROWS];
+            for (row, value) in column.iter_mut().enumerate().take(n) {
+                *value = rows[row * k + i];
+            }
+            if single {
+                let out = &mut panel[4 * PANEL_ROWS * i..][..4 * PANEL_ROWS];
+                for (out, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(column) {
+                    *out = value.to_le_bytes();
+                }
+            } else {
+                let out = &mut panel[2 * PANEL_ROWS * i..][..2 * PANEL_ROWS];
+                for (out, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(column) {
+                    *out = f32_to_f16(value).to_le_bytes();
+                }
             }
         }
     }

@@ -7,11 +7,11 @@
 //! The scale of a group is searched when the group is reached, on its targets, with `D` as the importance: `D_j` is
 //! what an error of input `j` costs that later inputs cannot take out.
 
-use lora_runtime::kernels::QuantizedRows;
+use lora_runtime::kernels::{Multipliers, QuantizedRows, Wide, widest};
 use lora_runtime::weights::{GROUP, WeightFormat};
 use rayon::prelude::*;
 
-use super::{Grid, Group, Row, Unrepresentable, check_range, fit_group, fit_multiplier, gather, row_scale};
+use super::{Grid, Group, Unrepresentable, check_range, empty, fit_group, fit_multiplier, row_scale};
 use crate::calibrate::Factor;
 
 /// Quantizes an `n × k` weight to `q4`, `q4l`, `q5` or `q6` for inputs with the factored second moment `moment`.
@@ -35,8 +35,16 @@ pub fn quantize_with_feedback(
     check_range(format, w, k)?;
     let grid = Grid::new(format, codebook);
     let columns = Columns::new(moment);
-    let rows = w.par_chunks_exact(k).map(|row| columns.quantize(&grid, row)).collect();
-    Ok(gather(format, k, rows))
+    let mut out = empty(format, n, k);
+    if let Multipliers::Int(multipliers) = &mut out.multipliers {
+        let rows = w.par_chunks_exact(k).zip(out.codes.par_chunks_exact_mut(k));
+        rows.zip(multipliers.par_chunks_exact_mut(k.div_ceil(GROUP))).zip(&mut out.row_scales).for_each(
+            |(((w, codes), multipliers), scale)| {
+                *scale = widest(Row { columns: &columns, grid: &grid, w, codes, multipliers });
+            },
+        );
+    }
+    Ok(out)
 }
 
 /// `U` cut into the columns of each group, and `D`.
@@ -61,16 +69,30 @@ impl<'f> Columns<'f> {
         };
         Self { groups: (0..k.div_ceil(GROUP)).into_par_iter().map(of_group).collect(), importance: &moment.diagonal }
     }
+}
 
-    fn quantize(&self, grid: &Grid, w: &[f32]) -> Row {
+/// A row on its way; gives its scale.
+struct Row<'a> {
+    columns: &'a Columns<'a>,
+    grid: &'a Grid,
+    w: &'a [f32],
+    codes: &'a mut [i8],
+    multipliers: &'a mut [i8],
+}
+
+impl Wide for Row<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let Self { columns, grid, w, codes, multipliers } = self;
         // The largest scale that a group can come out with, before anything has moved.
         let [low, high] = grid.ends();
         let longest = if -low > high { -low } else { high };
         let bound = |w: &[f32]| w.iter().fold(0.0, |m: f32, v| if v.abs() > m { v.abs() } else { m }) / longest;
         let scale = row_scale(&w.chunks(GROUP).map(bound).collect::<Vec<_>>());
-        let mut row = Row { scale: Some(scale), codes: Vec::with_capacity(w.len()), ..Row::default() };
         let mut errors = vec![0.0_f32; w.len()];
-        for (g, u) in self.groups.iter().enumerate() {
+        for (g, u) in columns.groups.iter().enumerate() {
             let first = g * GROUP;
             let w = &w[first..w.len().min(first + GROUP)];
             let mut moved = [0.0; GROUP];
@@ -83,15 +105,15 @@ impl<'f> Columns<'f> {
             for ((t, w), moved) in target.iter_mut().zip(w).zip(&moved) {
                 *t = w + moved;
             }
-            let group = Group::new(&target[..w.len()], Some(&self.importance[first..][..w.len()]));
+            let group = Group::new(&target[..w.len()], Some(&columns.importance[first..][..w.len()]));
             let (multiplier, _) = fit_multiplier(grid, &group, fit_group(grid, &group), scale);
-            row.multipliers.push(multiplier);
+            multipliers[g] = multiplier;
             let step = f32::from(multiplier) * scale;
             let inverse = 1.0 / step;
             let inverse = if inverse.is_finite() { inverse } else { 0.0 };
             for j in 0..w.len() {
                 let code = grid.code(target[j] * inverse);
-                row.codes.push(code);
+                codes[first + j] = code;
                 let e = w[j] - grid.value(code) * step;
                 errors[first + j] = e;
                 let u = &u[first + j];
@@ -100,6 +122,6 @@ impl<'f> Columns<'f> {
                 }
             }
         }
-        row
+        scale
     }
 }

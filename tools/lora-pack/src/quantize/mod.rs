@@ -8,14 +8,16 @@
 mod feedback;
 mod grid;
 pub mod gridded;
+mod lanes;
+mod nearest;
 mod search;
 
 pub use feedback::quantize_with_feedback;
 pub use grid::{Grid, Q4_TABLE};
+use nearest::{row_q8, row_q8r};
 pub use search::{Group, fit_group, fit_multiplier, row_scale};
 
-use half::f16;
-use lora_runtime::kernels::{Multipliers, QuantizedRows};
+use lora_runtime::kernels::{Multipliers, QuantizedRows, Wide, widest};
 use lora_runtime::weights::{GROUP, WeightFormat};
 use rayon::prelude::*;
 
@@ -59,131 +61,127 @@ pub fn quantize_rows(
     assert!(importance.is_none_or(|h| h.len() == k), "importance size");
     check_range(format, w, k)?;
     let grid = Grid::new(format, codebook);
-    let rows: Vec<Row> = w
-        .par_chunks_exact(k.max(1))
-        .map(|row| match format {
-            WeightFormat::Q8 => row_q8(row),
-            WeightFormat::Q8R => row_q8r(row),
-            _ => row_searched(&grid, row, importance),
-        })
-        .collect();
-    Ok(gather(format, k, rows))
+    let mut out = empty(format, n, k);
+    if k == 0 {
+        return Ok(out);
+    }
+    let rows = w.par_chunks_exact(k).zip(out.codes.par_chunks_exact_mut(k));
+    match &mut out.multipliers {
+        Multipliers::Half(scales) => {
+            let groups = k.div_ceil(GROUP);
+            rows.zip(scales.par_chunks_exact_mut(groups)).for_each(|((w, codes), scales)| {
+                widest(Halves { w, codes, scales });
+            });
+        }
+        Multipliers::Int(multipliers) => {
+            let groups = k.div_ceil(GROUP);
+            rows.zip(multipliers.par_chunks_exact_mut(groups)).zip(&mut out.row_scales).for_each(
+                |(((w, codes), multipliers), scale)| {
+                    *scale = widest(Searched { grid: &grid, w, importance, codes, multipliers });
+                },
+            );
+        }
+        // No quantizer makes minima.
+        Multipliers::None | Multipliers::HalfAndMinimum(_) => {
+            rows.zip(&mut out.row_scales).for_each(|((w, codes), scale)| *scale = widest(Whole { w, codes }));
+        }
+    }
+    Ok(out)
 }
 
 /// Refuses weights that `format` cannot hold.
 fn check_range(format: WeightFormat, w: &[f32], k: usize) -> Result<(), Unrepresentable> {
+    const CHUNK: usize = 1 << 12;
     let most = if format == WeightFormat::Q8 { Q8_MAX } else { f32::MAX };
-    match w.par_iter().position_first(|v| v.is_nan() || v.abs() > most) {
+    let inside = |v: &f32| v.abs() <= most;
+    let chunk = w.par_chunks(CHUNK).position_first(|chunk| !chunk.iter().fold(true, |all, v| all & inside(v)));
+    let at = chunk.and_then(|chunk| {
+        let first = chunk * CHUNK;
+        w[first..].iter().position(|v| !inside(v)).map(|i| first + i)
+    });
+    match at {
         Some(i) => Err(Unrepresentable { format, row: i / k, column: i % k, value: w[i] }),
         None => Ok(()),
     }
 }
 
-/// Rows side by side.
-fn gather(format: WeightFormat, k: usize, rows: Vec<Row>) -> QuantizedRows {
-    let mut out = QuantizedRows {
+/// `n` rows of zeros.
+fn empty(format: WeightFormat, n: usize, k: usize) -> QuantizedRows {
+    let groups = n * k.div_ceil(GROUP);
+    QuantizedRows {
         format,
         k,
-        codes: Vec::with_capacity(rows.len() * k),
+        codes: vec![0; n * k],
         multipliers: match format {
-            WeightFormat::Q8 => Multipliers::Half(Vec::new()),
+            WeightFormat::Q8 => Multipliers::Half(vec![0; groups]),
             WeightFormat::Q8R => Multipliers::None,
-            _ => Multipliers::Int(Vec::new()),
+            _ => Multipliers::Int(vec![0; groups]),
         },
-        row_scales: Vec::new(),
-    };
-    for row in rows {
-        out.codes.extend(row.codes);
-        match &mut out.multipliers {
-            // No quantizer makes minima.
-            Multipliers::None | Multipliers::HalfAndMinimum(_) => {}
-            Multipliers::Int(m) => m.extend(row.multipliers),
-            Multipliers::Half(h) => h.extend(row.halves),
+        row_scales: if format.has_row_scale() { vec![0.0; n] } else { Vec::new() },
+    }
+}
+
+/// A row of `q8`.
+struct Halves<'a> {
+    w: &'a [f32],
+    codes: &'a mut [i8],
+    scales: &'a mut [u16],
+}
+
+impl Wide for Halves<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        row_q8(self.w, self.codes, self.scales);
+    }
+}
+
+/// A row of `q8r`; gives its scale.
+struct Whole<'a> {
+    w: &'a [f32],
+    codes: &'a mut [i8],
+}
+
+impl Wide for Whole<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run(self) -> f32 {
+        row_q8r(self.w, self.codes)
+    }
+}
+
+/// A row of `q4`, `q4l`, `q5` or `q6`: scales of the groups first, then the row's, then integer multipliers. Gives the
+/// row's scale.
+struct Searched<'a> {
+    grid: &'a Grid,
+    w: &'a [f32],
+    importance: Option<&'a [f32]>,
+    codes: &'a mut [i8],
+    multipliers: &'a mut [i8],
+}
+
+impl Wide for Searched<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let Self { grid, w, importance, codes, multipliers } = self;
+        let mut groups = Vec::with_capacity(multipliers.len());
+        let mut scales = Vec::with_capacity(multipliers.len());
+        for (g, w) in w.chunks(GROUP).enumerate() {
+            let group = Group::new(w, importance.map(|h| &h[g * GROUP..][..w.len()]));
+            scales.push(fit_group(grid, &group));
+            groups.push(group);
         }
-        out.row_scales.extend(row.scale);
+        let scale = row_scale(&scales);
+        for (((group, s), multiplier), codes) in
+            groups.iter().zip(scales).zip(multipliers).zip(codes.chunks_mut(GROUP))
+        {
+            let (fitted, all) = fit_multiplier(grid, group, s, scale);
+            *multiplier = fitted;
+            codes.copy_from_slice(&all[..codes.len()]);
+        }
+        scale
     }
-    out
-}
-
-/// One quantized row; the parts that its format does not have are empty.
-#[derive(Default)]
-struct Row {
-    codes: Vec<i8>,
-    multipliers: Vec<i8>,
-    halves: Vec<u16>,
-    scale: Option<f32>,
-}
-
-/// `q4`, `q4l`, `q5`, `q6`: scales of the groups first, then the row's, then integer multipliers.
-fn row_searched(grid: &Grid, w: &[f32], importance: Option<&[f32]>) -> Row {
-    let groups: Vec<Group> = w
-        .chunks(GROUP)
-        .enumerate()
-        .map(|(g, w)| Group::new(w, importance.map(|h| &h[g * GROUP..][..w.len()])))
-        .collect();
-    let scales: Vec<f32> = groups.iter().map(|group| fit_group(grid, group)).collect();
-    let scale = row_scale(&scales);
-    let mut row = Row { scale: Some(scale), ..Row::default() };
-    for (group, s) in groups.iter().zip(scales) {
-        let (multiplier, codes) = fit_multiplier(grid, group, s, scale);
-        row.multipliers.push(multiplier);
-        row.codes.extend(codes);
-    }
-    row.codes.truncate(w.len());
-    row
-}
-
-fn largest(w: &[f32]) -> f32 {
-    w.iter().fold(0.0, |m, v| if v.abs() > m { v.abs() } else { m })
-}
-
-/// `q8r`: to nearest, the largest weight of the row on ±127.
-fn row_q8r(w: &[f32]) -> Row {
-    let scale = largest(w) / 127.0;
-    Row { codes: w.iter().map(|v| code8(*v, scale)).collect(), scale: Some(scale), ..Row::default() }
-}
-
-/// `q8`: to nearest, with a binary16 scale; exact where the group lies on a binary16 grid already.
-fn row_q8(w: &[f32]) -> Row {
-    let mut row = Row::default();
-    for group in w.chunks(GROUP) {
-        let scale = exact_half_scale(group).unwrap_or_else(|| nearest_half_scale(group));
-        row.halves.push(scale.to_bits());
-        row.codes.extend(group.iter().map(|v| code8(*v, scale.to_f32())));
-    }
-    row
-}
-
-/// v / scale to the nearest code −127…127; 0 where there is no scale.
-fn code8(v: f32, scale: f32) -> i8 {
-    if scale == 0.0 { 0 } else { (v / scale).round_ties_even().clamp(-127.0, 127.0) as i8 }
-}
-
-/// The binary16 scale of which all weights of the group are integer multiples up to 127, if there is one.
-fn exact_half_scale(w: &[f32]) -> Option<f16> {
-    let largest = largest(w);
-    if largest == 0.0 {
-        return Some(f16::ZERO);
-    }
-    // A quick look at the weight that differs most from the largest rules out most codes: it is a multiple of the scale
-    // too, up to the rounding of two f32 operations.
-    let smallest = w.iter().map(|v| v.abs()).filter(|v| *v > 0.0).fold(largest, f32::min);
-    let ratio = smallest / largest;
-    let whole = |code: u8| (ratio * f32::from(code) - (ratio * f32::from(code)).round()).abs() < 1e-4;
-    (1..=127u8).rev().filter(|code| whole(*code)).find_map(|code| {
-        let scale = f16::from_f32(largest / f32::from(code));
-        let s = scale.to_f32();
-        // Products of a binary16 and an int8 are exact in f32.
-        (s > 0.0 && w.iter().all(|v| (v / s).round_ties_even() * s == *v && (v / s).abs() < 127.5)).then_some(scale)
-    })
-}
-
-/// The binary16 scale nearest to the one that puts the largest weight on ±127, or the next one up where rounding
-/// down would clip it (scales below 2⁻¹⁴ have few digits).
-fn nearest_half_scale(w: &[f32]) -> f16 {
-    let largest = largest(w);
-    let scale = f16::from_f32(largest / 127.0);
-    if largest < 127.5 * scale.to_f32() { scale } else { f16::from_bits(scale.to_bits() + 1) }
 }
 
 /// Signal to noise of the approximation `a` of `w`, in decibels.

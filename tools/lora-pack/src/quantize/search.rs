@@ -8,6 +8,7 @@
 use lora_runtime::weights::GROUP;
 
 use super::Grid;
+use super::lanes::{largest, sum};
 
 /// Scales that are tried, relative to the one that puts the largest weight on an end of the grid.
 const SIZES: [f32; 12] = [0.70, 0.735, 0.77, 0.805, 0.84, 0.875, 0.91, 0.945, 0.98, 1.0, 1.04, 1.08];
@@ -31,36 +32,50 @@ pub struct Group {
 impl Group {
     /// A group of up to 32 weights, padded with zeros. Without an importance, or where it is all zero, it comes
     /// from the weights.
+    #[inline(always)]
     #[must_use]
     pub fn new(w: &[f32], importance: Option<&[f32]>) -> Self {
         let mut group = Self { w: [0.0; GROUP], h: [0.0; GROUP], unit: 1.0, largest: 0.0 };
         group.w[..w.len()].copy_from_slice(w);
-        let largest = w.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
-        group.unit = power_of_two(largest);
-        let inverse = 1.0 / group.unit;
-        group.w = group.w.map(|v| v * inverse);
-        group.largest = largest * inverse;
-        match importance {
-            Some(h) if h.iter().any(|h| *h > 0.0) => {
-                let inverse = 1.0 / power_of_two(h.iter().fold(0f32, |m, h| m.max(*h)));
-                for (out, h) in group.h.iter_mut().zip(h) {
-                    *out = h * inverse;
-                }
+        let magnitude = largest(&group.w);
+        for w in &group.w {
+            // The first of several.
+            if w.abs() == magnitude {
+                group.largest = *w;
+                break;
             }
-            _ => {
-                let mean = sum(&group.w.map(|w| w * w)) / GROUP as f32;
-                group.h = group.w.map(|w| w * w + mean);
+        }
+        group.unit = power_of_two(magnitude);
+        let inverse = 1.0 / group.unit;
+        group.w = scaled(&group.w, inverse);
+        group.largest *= inverse;
+        let given = importance.map_or(0.0, |h| h.iter().fold(0f32, |m, h| m.max(*h)));
+        if given > 0.0 {
+            let inverse = 1.0 / power_of_two(given);
+            for (out, h) in group.h.iter_mut().zip(importance.unwrap_or_default()) {
+                *out = h * inverse;
+            }
+        } else {
+            for (h, w) in group.h.iter_mut().zip(&group.w) {
+                *h = w * w;
+            }
+            let mean = sum(&group.h) / GROUP as f32;
+            for h in &mut group.h {
+                *h += mean;
             }
         }
         group
     }
 
     /// `Σ h·(w − ŵ)²` for the grid values `c` at `scale`, all in units.
+    #[inline(always)]
     fn error(&self, c: &[f32; GROUP], scale: f32) -> f32 {
-        sum(&core::array::from_fn(|i| {
-            let e = self.w[i] - c[i] * scale;
-            self.h[i] * e * e
-        }))
+        let mut terms = [0.0; GROUP];
+        for (((term, w), c), h) in terms.iter_mut().zip(&self.w).zip(c).zip(&self.h) {
+            let e = w - c * scale;
+            *term = h * e * e;
+        }
+        sum(&terms)
     }
 }
 
@@ -69,19 +84,17 @@ fn power_of_two(v: f32) -> f32 {
     if v == 0.0 { 1.0 } else { f32::from_bits(v.to_bits() & 0x7f80_0000).clamp(2f32.powi(-120), 2f32.powi(120)) }
 }
 
-/// Σ in a fixed order that the compiler can keep in one vector register.
-fn sum(terms: &[f32; GROUP]) -> f32 {
-    let mut lanes = [0f32; 8];
-    for chunk in terms.chunks_exact(8) {
-        for (lane, term) in lanes.iter_mut().zip(chunk) {
-            *lane += term;
-        }
+#[inline(always)]
+fn scaled(w: &[f32; GROUP], by: f32) -> [f32; GROUP] {
+    let mut out = [0.0; GROUP];
+    for (out, w) in out.iter_mut().zip(w) {
+        *out = w * by;
     }
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + e) + (c + g)) + ((b + f) + (d + h))
+    out
 }
 
 /// The best scale found for a group by search, 0 where there is none (a group of zeros). Either sign.
+#[inline(always)]
 #[must_use]
 pub fn fit_group(grid: &Grid, group: &Group) -> f32 {
     let mut best = (group.error(&[0.0; GROUP], 0.0), 0.0);
@@ -90,10 +103,13 @@ pub fn fit_group(grid: &Grid, group: &Group) -> f32 {
             let scale = group.largest / end * size;
             let Some(inverse) = inverse(scale) else { continue };
             // With the codes fixed, the best scale has a closed form.
-            let c = grid.nearest_all(&group.w.map(|w| w * inverse));
-            let hc: [f32; GROUP] = core::array::from_fn(|i| group.h[i] * c[i]);
-            let cc = sum(&core::array::from_fn(|i| hc[i] * c[i]));
-            let refit = sum(&core::array::from_fn(|i| hc[i] * group.w[i])) / cc;
+            let c = grid.nearest(&scaled(&group.w, inverse));
+            let (mut cc, mut cw) = ([0.0; GROUP], [0.0; GROUP]);
+            for ((((cc, cw), c), w), h) in cc.iter_mut().zip(&mut cw).zip(&c).zip(&group.w).zip(&group.h) {
+                let hc = h * c;
+                (*cc, *cw) = (hc * c, hc * w);
+            }
+            let refit = sum(&cw) / sum(&cc);
             if !refit.is_finite() {
                 continue;
             }
@@ -107,12 +123,14 @@ pub fn fit_group(grid: &Grid, group: &Group) -> f32 {
 }
 
 /// 1 / scale, where it is a number.
+#[inline(always)]
 fn inverse(scale: f32) -> Option<f32> {
     let inverse = 1.0 / scale;
     inverse.is_finite().then_some(inverse)
 }
 
 /// The scale of a row, given its groups' scales.
+#[inline(always)]
 #[must_use]
 pub fn row_scale(scales: &[f32]) -> f32 {
     // Divided first: the largest finite scale must not overflow.
@@ -120,6 +138,7 @@ pub fn row_scale(scales: &[f32]) -> f32 {
 }
 
 /// The integer multiplier of a group, near `scale / row_scale`, and the codes with it.
+#[inline(always)]
 #[must_use]
 pub fn fit_multiplier(grid: &Grid, group: &Group, scale: f32, row_scale: f32) -> (i8, [i8; GROUP]) {
     let unit = row_scale / group.unit;
@@ -132,11 +151,11 @@ pub fn fit_multiplier(grid: &Grid, group: &Group, scale: f32, row_scale: f32) ->
         let multiplier = (ratio.round_ties_even() + step).clamp(-128.0, 127.0);
         let s = multiplier * unit;
         let inverse = inverse(s).unwrap_or(0.0);
-        let error = group.error(&grid.nearest_all(&group.w.map(|w| w * inverse)), s);
+        let error = group.error(&grid.nearest(&scaled(&group.w, inverse)), s);
         if error < best.0 {
             best = (error, multiplier);
         }
     }
     let inverse = inverse(best.1 * unit).unwrap_or(0.0);
-    (best.1 as i8, group.w.map(|w| grid.code(w * inverse)))
+    (best.1 as i8, grid.codes(&scaled(&group.w, inverse)))
 }

@@ -1,0 +1,138 @@
+//! `q8` and `q8r`: to the nearest code.
+
+use half::f16;
+use lora_runtime::weights::GROUP;
+
+use super::lanes::{ROUND, largest, limited};
+
+/// `q8r`: the largest weight of the row on ±127. Gives the scale of the row.
+#[inline(always)]
+pub fn row_q8r(w: &[f32], codes: &mut [i8]) -> f32 {
+    let mut most = 0f32;
+    for group in w.chunks(GROUP) {
+        let mut padded = [0.0; GROUP];
+        padded[..group.len()].copy_from_slice(group);
+        let here = largest(&padded);
+        most = if here > most { here } else { most };
+    }
+    let scale = most / 127.0;
+    for (w, codes) in w.chunks(GROUP).zip(codes.chunks_mut(GROUP)) {
+        let mut group = [0.0; GROUP];
+        group[..w.len()].copy_from_slice(w);
+        codes.copy_from_slice(&codes8(&group, scale)[..w.len()]);
+    }
+    scale
+}
+
+/// `q8`: a binary16 scale for each group; exact where the group lies on a binary16 grid already. Gives their bits.
+#[inline(always)]
+pub fn row_q8(w: &[f32], codes: &mut [i8], scales: &mut [u16]) {
+    for ((w, codes), out) in w.chunks(GROUP).zip(codes.chunks_mut(GROUP)).zip(scales) {
+        let mut group = [0.0; GROUP];
+        group[..w.len()].copy_from_slice(w);
+        let largest = largest(&group);
+        let scale = exact_half_scale(&group, largest).unwrap_or_else(|| nearest_half_scale(largest));
+        *out = scale.to_bits();
+        codes.copy_from_slice(&codes8(&group, scale.to_f32())[..w.len()]);
+    }
+}
+
+/// v / scale to the nearest code −127…127; 0 where there is no scale.
+#[inline(always)]
+fn codes8(group: &[f32; GROUP], scale: f32) -> [i8; GROUP] {
+    let mut codes = [0; GROUP];
+    if scale != 0.0 {
+        for (code, v) in codes.iter_mut().zip(group) {
+            // The rounded integer stands in the low bits of the sum.
+            *code = (limited(v / scale, -127.0, 127.0) + ROUND).to_bits() as i8;
+        }
+    }
+    codes
+}
+
+/// The codes that the largest weight of a group may have on a grid, 127 first; a 0 fills the last run up.
+const CODES: [[f32; GROUP]; 4] = {
+    let mut codes = [[0.0; GROUP]; 4];
+    let mut i = 0;
+    while i < 127 {
+        codes[i / GROUP][i % GROUP] = (127 - i) as f32;
+        i += 1;
+    }
+    codes
+};
+
+/// The binary16 scale of which all weights of the group are integer multiples up to 127, if there is one.
+#[inline(always)]
+fn exact_half_scale(w: &[f32; GROUP], largest: f32) -> Option<f16> {
+    if largest == 0.0 {
+        return Some(f16::ZERO);
+    }
+    // A product of 11 and 7 bits has at most 18 of the 24 that a weight can have.
+    let mut bits = 0;
+    for v in w {
+        bits |= v.to_bits();
+    }
+    if bits & 0x3f != 0 {
+        return None;
+    }
+    // A quick look at the weight that differs most from the largest rules out most codes: it is a multiple of the scale
+    // too, up to the rounding of two f32 operations.
+    let ratio = smallest(w, largest) / largest;
+    for codes in &CODES {
+        let mut off = [0f32; GROUP];
+        let mut any = false;
+        for (off, code) in off.iter_mut().zip(codes) {
+            let multiple = ratio * code;
+            *off = (multiple - ((multiple + ROUND) - ROUND)).abs();
+            any |= *off < 1e-4;
+        }
+        if !any {
+            continue;
+        }
+        for (off, code) in off.iter().zip(codes) {
+            if *off < 1e-4 && *code > 0.0 {
+                let scale = f16::from_f32(largest / code);
+                if holds(w, scale.to_f32()) {
+                    return Some(scale);
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Whether all weights are integer multiples of `s` up to 127. Products of a binary16 and an int8 are exact in f32.
+#[inline(always)]
+fn holds(w: &[f32; GROUP], s: f32) -> bool {
+    let mut all = s > 0.0;
+    for v in w {
+        let code = v / s;
+        all &= (((code + ROUND) - ROUND) * s == *v) & (code.abs() < 127.5);
+    }
+    all
+}
+
+/// The smallest magnitude that is not zero; `largest` where there is none.
+#[inline(always)]
+fn smallest(w: &[f32; GROUP], largest: f32) -> f32 {
+    let mut lanes = [largest; 8];
+    for chunk in w.as_chunks::<8>().0 {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            let v = if *v == 0.0 { largest } else { v.abs() };
+            *lane = if v < *lane { v } else { *lane };
+        }
+    }
+    let mut least = largest;
+    for lane in lanes {
+        least = if lane < least { lane } else { least };
+    }
+    least
+}
+
+/// The binary16 scale nearest to the one that puts the largest weight on ±127, or the next one up where rounding
+/// down would clip it (scales below 2⁻¹⁴ have few digits).
+#[inline(always)]
+fn nearest_half_scale(largest: f32) -> f16 {
+    let scale = f16::from_f32(largest / 127.0);
+    if largest < 127.5 * scale.to_f32() { scale } else { f16::from_bits(scale.to_bits() + 1) }
+}
