@@ -85,7 +85,14 @@ pub struct LpkWriter {
     target: PathBuf,
     weights_len: u64,
     scratch: bool,
+    /// The last bytes of the weights, still to be written.
+    pending: Vec<u8>,
+    /// A buffer for the next ones.
+    spare: Vec<u8>,
 }
+
+/// Bytes from which on a tensor is not copied together with its neighbours before it is written.
+const LARGE: usize = 1 << 20;
 
 /// Sections beside the weights, an upper bound used to place the weights.
 const TABLE_BYTES: u64 = 128 + SectionId::LAST as u64 * 32;
@@ -108,7 +115,8 @@ impl LpkWriter {
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.seek(SeekFrom::Start(WEIGHTS_ALIGN))?;
         const { assert!(TABLE_BYTES <= WEIGHTS_ALIGN) };
-        Ok(Self { out, target: target.into(), weights_len: 0, scratch: false })
+        let (pending, spare) = (Vec::new(), Vec::new());
+        Ok(Self { out, target: target.into(), weights_len: 0, scratch: false, pending, spare })
     }
 
     /// Starts a file that only this process will read: it gets no content hash and is not synced to disk.
@@ -119,17 +127,51 @@ impl LpkWriter {
         Ok(Self { scratch: true, ..Self::create(target)? })
     }
 
-    /// Appends a tensor's bytes; gives its offset in the weights section.
+    /// Where the next tensor will stand in the weights section.
+    pub fn position(&self) -> u64 {
+        self.weights_len
+    }
+
+    /// Appends a tensor's bytes; gives its offset in the weights section, and its length.
     ///
     /// # Errors
     /// Writing fails (disk full …).
-    pub fn tensor(&mut self, bytes: &[u8]) -> Result<u64> {
+    pub fn tensor(&mut self, bytes: &[u8]) -> Result<(u64, u64)> {
         let offset = self.weights_len;
         debug_assert!(offset.is_multiple_of(LINE as u64));
-        self.out.write_all(bytes).with_context(|| format!("cannot write {}", self.target.display()))?;
+        if bytes.len() < LARGE {
+            self.pending.extend_from_slice(bytes);
+        } else {
+            self.flush()?;
+            self.out.write_all(bytes).with_context(|| format!("cannot write {}", self.target.display()))?;
+        }
         self.weights_len += bytes.len() as u64;
-        self.pad(LINE as u64)?;
-        Ok(offset)
+        self.pad(LINE as u64);
+        Ok((offset, bytes.len() as u64))
+    }
+
+    /// Appends `len` bytes, whole lines, that `make` writes into a buffer of zeros, while what was appended before goes
+    /// to the file. A tensor can be written in several pieces.
+    ///
+    /// # Errors
+    /// Those of `make`; writing fails.
+    pub fn piece(&mut self, len: usize, make: impl FnOnce(&mut [u8]) -> Result<()> + Send) -> Result<()> {
+        debug_assert!(len.is_multiple_of(LINE));
+        let mut next = std::mem::take(&mut self.spare);
+        next.clear();
+        next.resize(len, 0);
+        let (written, made) = rayon::join(|| self.flush(), || make(&mut next));
+        written.and(made)?;
+        self.weights_len += len as u64;
+        self.spare = std::mem::replace(&mut self.pending, next);
+        Ok(())
+    }
+
+    /// Writes what is pending.
+    fn flush(&mut self) -> Result<()> {
+        self.out.write_all(&self.pending).with_context(|| format!("cannot write {}", self.target.display()))?;
+        self.pending.clear();
+        Ok(())
     }
 
     /// Appends a whole file at a page boundary; gives its offset in the weights section.
@@ -138,17 +180,16 @@ impl LpkWriter {
     /// Writing fails (disk full …).
     pub fn member(&mut self, file: &[u8]) -> Result<u64> {
         while !self.weights_len.is_multiple_of(WEIGHTS_ALIGN) {
-            self.out.write_all(&[0; LINE])?;
+            self.pending.extend_from_slice(&[0; LINE]);
             self.weights_len += LINE as u64;
         }
-        self.tensor(file)
+        Ok(self.tensor(file)?.0)
     }
 
-    fn pad(&mut self, align: u64) -> Result<()> {
+    fn pad(&mut self, align: u64) {
         let gap = self.weights_len.next_multiple_of(align) - self.weights_len;
-        self.out.write_all(&[0; 64][..gap as usize])?;
+        self.pending.extend_from_slice(&[0; 64][..gap as usize]);
         self.weights_len += gap;
-        Ok(())
     }
 
     /// Writes the tables and the header, syncs, and renames into place. A golden result among the metadata is computed
@@ -157,6 +198,7 @@ impl LpkWriter {
     /// # Errors
     /// Writing fails; nothing appears under the target's name then.
     pub fn finish(mut self, mut t: Tables) -> Result<(u64, [u8; 32])> {
+        self.flush()?;
         let meta: Vec<MetaRecord> =
             t.meta.iter().map(|(k, v)| MetaRecord { key: t.strings.add(k), value: t.strings.add(v) }).collect();
         let golden = t.meta.get(GOLDEN).map(|text| t.strings.add(text).offset);

@@ -53,7 +53,7 @@ impl Writer {
         shape: (usize, usize),
         bytes: &[u8],
     ) -> Result<u32> {
-        let offset = self.file.tensor(bytes)?;
+        let (offset, _) = self.file.tensor(bytes)?;
         self.records.push(TensorRecord {
             name: self.strings.add(name),
             kind: kind as u16,

@@ -1,7 +1,7 @@
 //! Merging PEFT adapters into a base model.
 //!
 //! [`Merged`] is the checkpoint that the base and its adapters amount to: names, shapes, a config, and every tensor
-//! computed on demand in f32. Nothing is written and at most one tensor is in memory per caller.
+//! computed on demand in f32, as a whole or by rows ([`Rows`]). Nothing is written.
 
 mod adapter;
 mod combine;
@@ -22,6 +22,7 @@ mod outcome;
 mod plan;
 mod provenance;
 mod recipe;
+mod rows;
 mod svd;
 mod targets;
 
@@ -40,6 +41,7 @@ pub use self::factors::Region;
 use self::names::Names;
 use self::plan::Planner;
 use self::recipe::{Inputs, Recipe};
+pub use self::rows::Rows;
 use crate::source::{BaseModel, Dtype, TensorView, TokenizerFiles, quote};
 
 /// What the base directory holds, for adapters whose start changed it.
@@ -218,9 +220,8 @@ impl<'a> Merged<'a> {
         let w = match self.recipes.get(name) {
             Some(recipe) => {
                 let mut w = recipe.make(name, &Inputs { base: self.base, adapters: &self.adapters })?;
-                let stored = self.names.origin(name).and_then(|o| self.base.tensors().get(o));
-                if let Some(stored) = stored.filter(|_| self.round) {
-                    stored.dtype.round(&mut w);
+                if let Some(dtype) = self.rounding(name) {
+                    dtype.round(&mut w);
                 }
                 w
             }
@@ -229,14 +230,26 @@ impl<'a> Merged<'a> {
                 self.base.read_f32(origin)?
             }
         };
-        match matrix::first_not_finite(&w) {
-            None => Ok(w),
+        self.check_finite(name, 0, &w)?;
+        Ok(w)
+    }
+
+    /// The type that a changed tensor is rounded to, if it is.
+    fn rounding(&self, name: &str) -> Option<Dtype> {
+        self.base_dtype(name).filter(|_| self.round)
+    }
+
+    /// Refuses NaN and infinities among the elements of `name` from number `first` on.
+    fn check_finite(&self, name: &str, first: usize, w: &[f32]) -> Result<(), MergeError> {
+        match matrix::first_not_finite(w) {
+            None => Ok(()),
             Some(at) => {
                 let from = match self.recipes.contains_key(name) {
                     true => Cow::from("after merging"),
                     false => format!("stored so in {}", self.base.dir.display()).into(),
                 };
-                Err(MergeError::NotFinite { tensor: name.to_owned(), at, value: w[at], from: from.into_owned() })
+                let (at, value) = (first + at, w[at]);
+                Err(MergeError::NotFinite { tensor: name.to_owned(), at, value, from: from.into_owned() })
             }
         }
     }

@@ -41,14 +41,22 @@ pub fn look(merged: &Merged<'_>, format: WeightFormat) -> Result<Option<Gridded>
     let (mut along, mut square, mut seen) = (0.0, 0.0, 0);
     for changed in merged.changed() {
         let Some(&[_, k]) = merged.shape(&changed.name) else { continue };
-        let Ok(base) = merged.base().read_f32(&changed.name) else { continue };
-        let w = merged.tensor_f32(&changed.name)?;
-        if k % GROUP != 0 || base.len() != w.len() || seen == TENSORS {
+        let Some(stored) = merged.base().tensors().get(&changed.name).filter(|t| t.has_rows(k)) else { continue };
+        let rows = merged.rows(&changed.name, k)?;
+        if k % GROUP != 0 || stored.elements() / k != rows.len() {
             continue;
         }
+        if seen == TENSORS {
+            break;
+        }
         seen += 1;
-        let n = (w.len() / k).min(ROWS);
-        let (base, w) = (&base[..n * k], &w[..n * k]);
+        let n = rows.len().min(ROWS);
+        let (mut base, mut w) = (vec![0.0; n * k], vec![0.0; n * k]);
+        if stored.read_rows(0, k, &mut base).is_err() {
+            continue;
+        }
+        rows.read(0, &mut w)?;
+        let (base, w) = (base.as_slice(), w.as_slice());
         if !on_grid(base) {
             return Ok(None);
         }

@@ -173,8 +173,7 @@ impl Wide for Searched<'_> {
             groups.push(group);
         }
         let scale = row_scale(&scales);
-        for (((group, s), multiplier), codes) in
-            groups.iter().zip(scales).zip(multipliers).zip(codes.chunks_mut(GROUP))
+        for (((group, s), multiplier), codes) in groups.iter().zip(scales).zip(multipliers).zip(codes.chunks_mut(GROUP))
         {
             let (fitted, all) = fit_multiplier(grid, group, s, scale);
             *multiplier = fitted;

@@ -1,5 +1,7 @@
 //! Properties of the quantizers; how good they are on real models is `examples/snr`'s to say.
 
+use half::f16;
+
 use super::*;
 
 /// Roughly normal numbers, the same everywhere.

@@ -120,7 +120,8 @@ impl Dtype {
         match self {
             Dtype::F32 => convert(bytes, out, f32::from_le_bytes),
             Dtype::F16 => convert(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => convert(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            // The upper half of an f32.
+            Dtype::BF16 => convert(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
             Dtype::F64 => convert(bytes, out, |b| f64::from_le_bytes(b) as f32),
             Dtype::F8E4M3 => convert(bytes, out, |[b]| f8e4m3(b)),
             // E5M2 is the upper half of an f16.

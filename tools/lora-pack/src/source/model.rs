@@ -13,6 +13,8 @@ use super::{SourceError, TensorIndex, TokenizerFiles, gguf, index, json};
 
 /// Bytes read between two releases of mapped pages.
 const RELEASE_EVERY: usize = 64 << 20;
+/// Bytes of a tensor between two counts of them.
+const HASHED_AT_ONCE: usize = 4 << 20;
 
 /// An opened base model: its configs read, its weights mapped.
 #[derive(Debug)]
@@ -136,10 +138,12 @@ impl BaseModel {
                     for &d in t.shape {
                         hash.update((d as u64).to_le_bytes());
                     }
-                    hash.update(t.bytes);
-                    if read.fetch_add(t.bytes.len(), Ordering::Relaxed) % RELEASE_EVERY + t.bytes.len() >= RELEASE_EVERY
-                    {
-                        self.tensors.release();
+                    for piece in t.bytes.chunks(HASHED_AT_ONCE) {
+                        hash.update(piece);
+                        let before = read.fetch_add(piece.len(), Ordering::Relaxed);
+                        if before % RELEASE_EVERY + piece.len() >= RELEASE_EVERY {
+                            self.tensors.release();
+                        }
                     }
                     hash.finalize().into()
                 })

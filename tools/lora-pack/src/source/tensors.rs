@@ -195,6 +195,49 @@ impl TensorView<'_> {
         Ok(self.arrangement.undo(out, self.shape))
     }
 
+    /// Whether [`TensorView::read_rows`] can read rows of `width` elements.
+    pub fn has_rows(&self, width: usize) -> bool {
+        let whole = width > 0 && width.is_multiple_of(self.dtype.block()) && self.elements().is_multiple_of(width);
+        let in_place = match self.arrangement {
+            Arrangement::Same | Arrangement::Row | Arrangement::PlusOne => true,
+            Arrangement::Pairs { .. } | Arrangement::Blocks { .. } => {
+                self.shape == [self.elements() / width.max(1), width]
+            }
+            Arrangement::Transposed => false,
+        };
+        self.is_stored() && whole && in_place
+    }
+
+    /// Some rows of `width` elements, `first` and those after it, as [`TensorView::read_f32`] gives them.
+    ///
+    /// # Panics
+    /// When there are not so many, or [`TensorView::has_rows`] says no.
+    pub fn read_rows(&self, first: usize, width: usize, out: &mut [f32]) -> Result<(), SourceError> {
+        let row = width / self.dtype.block() * self.dtype.size();
+        let widen = |first: usize, out: &mut [f32]| {
+            let bytes = &self.bytes[first * row..][..out.len() / width * row];
+            match self.dtype.widen(bytes, out) {
+                true => Ok(()),
+                false => Err(self.problem(format!("dtype {} where a floating-point one is needed", self.dtype.name()))),
+            }
+        };
+        match self.arrangement {
+            Arrangement::Pairs { .. } | Arrangement::Blocks { .. } => {
+                let rows = self.elements() / width;
+                for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                    widen(self.arrangement.stored_row(first + i, rows), out)?;
+                }
+            }
+            Arrangement::Same | Arrangement::Row | Arrangement::PlusOne | Arrangement::Transposed => {
+                widen(first, out)?;
+                if self.arrangement == Arrangement::PlusOne {
+                    out.iter_mut().for_each(|v| *v -= 1.0);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The first element that is NaN or infinite, found without widening the whole tensor at once.
     pub fn first_not_finite(&self) -> Result<Option<(usize, f32)>, SourceError> {
         const CHUNK: usize = 1 << 16;
