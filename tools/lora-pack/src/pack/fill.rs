@@ -28,12 +28,12 @@ pub(super) struct Values<'m> {
 
 /// A run of rows.
 struct PartValues<'m> {
-    from: From<'m>,
+    from: Origin<'m>,
     rows: usize,
     add: f32,
 }
 
-enum From<'m> {
+enum Origin<'m> {
     Rows { rows: Rows<'m>, map: RowMap },
     Whole(Vec<f32>),
     Zeros,
@@ -89,7 +89,7 @@ impl<'m> Values<'m> {
 
 impl<'m> PartValues<'m> {
     fn new(part: &Part, width: usize, merged: &'m Merged<'m>) -> Result<Self> {
-        let whole = |values: Vec<f32>| Self { rows: values.len() / width, from: From::Whole(values), add: part.add };
+        let whole = |values: Vec<f32>| Self { rows: values.len() / width, from: Origin::Whole(values), add: part.add };
         Ok(match &part.source {
             Source::Values(v) => whole(v.clone()),
             Source::Gather { name, index } => {
@@ -99,7 +99,7 @@ impl<'m> PartValues<'m> {
                 whole(picked.with_context(|| format!("{name} has too few values"))?)
             }
             Source::Product(p) => whole(product(p, merged)?),
-            Source::Zeros => Self { rows: part.rows, from: From::Zeros, add: part.add },
+            Source::Zeros => Self { rows: part.rows, from: Origin::Zeros, add: part.add },
             Source::Checkpoint { name, transpose, rows: map } => {
                 let rows = match transpose {
                     true => {
@@ -112,16 +112,16 @@ impl<'m> PartValues<'m> {
                 if map.count > 0 && map.start + (map.count - 1) * map.stride + map.block > rows.len() {
                     bail!("{name} has too few rows");
                 }
-                Self { rows: map.rows(), from: From::Rows { rows, map: *map }, add: part.add }
+                Self { rows: map.rows(), from: Origin::Rows { rows, map: *map }, add: part.add }
             }
         })
     }
 
     fn read(&self, first: usize, out: &mut [f32], width: usize) -> Result<()> {
         match &self.from {
-            From::Zeros => out.fill(0.0),
-            From::Whole(values) => out.copy_from_slice(&values[first * width..][..out.len()]),
-            From::Rows { rows, map } => {
+            Origin::Zeros => out.fill(0.0),
+            Origin::Whole(values) => out.copy_from_slice(&values[first * width..][..out.len()]),
+            Origin::Rows { rows, map } => {
                 let (mut at, mut out) = (first, &mut *out);
                 while !out.is_empty() {
                     let (block, within) = (at / map.block, at % map.block);
