@@ -39,8 +39,8 @@ impl Policy {
 
     /// The format of a matrix of `rows` outputs in layer `layer` of `layers`.
     ///
-    /// Below 6 bits the value projections, the whole last layer, the embedding and the head get 6 bits: they are the
-    /// most sensitive by measured divergence per byte. Task heads and the scores of experts are tiny and stay f16.
+    /// Below 6 bits the value projections and the whole last layer get 6 bits, and the head gets 8 above 4: they are
+    /// the most sensitive by measured divergence per byte. Task heads and the scores of experts are tiny and stay f16.
     #[must_use]
     pub fn format(&self, role: Role, layer: Option<(usize, usize)>) -> WeightFormat {
         use WeightFormat::{F16, F32, Q4, Q4L, Q5, Q6, Q8, Q8R};
@@ -51,6 +51,7 @@ impl Policy {
         match (self.blocks, role) {
             (F32 | F16, _) => self.blocks,
             (_, Role::TaskHead | Role::SmallEmbedding | Role::Router) => F16,
+            (Q5 | Q6 | Q8, Role::TiedEmbedding | Role::Head) => Q8,
             (Q8 | Q8R, Role::Embedding | Role::TiedEmbedding | Role::Head) => Q8R,
             (_, Role::Embedding | Role::TiedEmbedding | Role::Head) => Q6,
             (_, Role::Value) if low => Q6,

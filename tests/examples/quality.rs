@@ -5,10 +5,13 @@
 //! cargo run --release -p conformance --example quality -- formats BASE [--dither] [--effort best] [q4 q5 q6 q8]
 //! cargo run --release -p conformance --example quality -- adapters [--effort best] [--limit N] [--quant q4] [ASSET…]
 //! cargo run --release -p conformance --example quality -- kv BASE [--dither] [--quant f32]
+//! cargo run --release -p conformance --example quality -- peers BASE [--dither] --bench PATH/lora-bench
 //! ```
 //! `formats` packs a base without and with calibration (general text alone) and compares on `tests/data/quality/eval.txt`,
 //! which no calibration reads. `adapters` packs the trained adapters of `../shared/assets` with their calibration texts
-//! and asks the public test sets. `--dither` spreads every block weight by a seeded uniform ±½ step of its group of 32,
+//! and asks the public test sets. `peers` has llama.cpp quantize the base (`lora-bench` built with its feature `llama-cpp`), reads
+//! the weights back, and compares them in the same way: run here as floats, so without what llama.cpp loses by rounding
+//! activations and keys and values. `--dither` spreads every block weight by a seeded uniform ±½ step of its group of 32,
 //! the step taken as 1/15 of the group's range: for a base whose weights lie on a 4-bit grid, which would flatter
 //! 4-bit formats.
 
@@ -34,19 +37,21 @@ fn main() -> Result<()> {
     let effort = flag("--effort").unwrap_or_else(|| "best".into());
     let limit: usize = flag("--limit").map_or(Ok(usize::MAX), |l| l.parse())?;
     let quant = flag("--quant");
+    let bench = flag("--bench");
     let dither = args.iter().position(|a| a == "--dither").map(|at| args.remove(at)).is_some();
     match args.first().map(String::as_str) {
-        Some(what @ ("formats" | "kv")) => {
+        Some(what @ ("formats" | "kv" | "peers")) => {
             let base = PathBuf::from(args.get(1).context("which base?")?);
             let desk = Desk::new(&base)?;
             let base = if dither { dithered(&base, &desk.path("dithered"))? } else { base };
             match what {
                 "kv" => kv(&desk, &base, quant.as_deref().unwrap_or("f32")),
+                "peers" => peers(&desk, &base, Path::new(&bench.context("--bench: where is lora-bench?")?)),
                 _ => formats(&desk, &base, &effort, &args[2..]),
             }
         }
         Some("adapters") => adapters(&effort, quant.as_deref().unwrap_or("q4"), limit, &args[1..]),
-        _ => bail!("formats, adapters or kv?"),
+        _ => bail!("formats, adapters, kv or peers?"),
     }
 }
 
@@ -103,9 +108,6 @@ fn formats(desk: &Desk, base: &Path, effort: &str, formats: &[String]) -> Result
     println!("|---|---|---|---|---|---|---|---|---|");
     for format in formats {
         for effort in ["fast", effort] {
-            if effort != "fast" && format == "q8" {
-                continue; // rounded to nearest whatever the effort
-            }
             let file = desk.path("formats.lpk");
             let (report, cpu) = pack(desk, base, &strings(&["--quant", format, "--effort", effort]), &file)?;
             let n = verify(desk, &file, base, &strings(&["--text", &eval_text()]))?;
@@ -131,6 +133,53 @@ fn kv(desk: &Desk, base: &Path, quant: &str) -> Result<()> {
     for kv in ["f32", "f16", "i8"] {
         let n = verify(desk, &file, base, &strings(&["--text", &eval_text(), "--kv", kv]))?;
         println!("| {kv} | {} | {} | {} |", number(&n["kl_mean"], 6), number(&n["kl_p99"], 4), number(&n["top1"], 4));
+    }
+    Ok(())
+}
+
+/// llama.cpp's types, with an importance matrix or without.
+const PEERS: [(&str, bool); 10] = [
+    ("q4_0", false),
+    ("iq4_nl", false),
+    ("iq4_nl", true),
+    ("q4_k_m", false),
+    ("q4_k_m", true),
+    ("q5_k_m", false),
+    ("q5_k_m", true),
+    ("q6_k", false),
+    ("q6_k", true),
+    ("q8_0", false),
+];
+
+fn peers(desk: &Desk, base: &Path, bench: &Path) -> Result<()> {
+    let whole = desk.path("whole.gguf");
+    let call = desk.pack("export").arg("--base").arg(base).args(["--to", "gguf", "--type", "f32"]);
+    plain(desk.produce(call, &whole))?;
+    let text = data::workspace().join("tools/lora-pack/src/calibrate/general.txt");
+    println!("| type | importance | MB | KL | p99 KL | top-1 | perplexity (float) |\n|---|---|---|---|---|---|---|");
+    for (kind, importance) in PEERS {
+        let (quantized, file) = (desk.path("quantized.gguf"), desk.path("quantized.lpk"));
+        let mut call = std::process::Command::new(bench);
+        call.arg("quantize").args([&whole, &quantized]).args(["--type", kind]);
+        if importance {
+            call.arg("--importance").arg(&text);
+        }
+        let done = call.output().with_context(|| format!("cannot run {}", bench.display()))?;
+        if !done.status.success() {
+            bail!("{}", String::from_utf8_lossy(&done.stderr).trim());
+        }
+        pack(desk, &quantized, &strings(&["--quant", "f32"]), &file)?;
+        let n = verify(desk, &file, base, &strings(&["--text", &eval_text()]))?;
+        println!(
+            "| {kind} | {} | {:.1} | {} | {} | {} | {} ({}) |",
+            if importance { "general text" } else { "" },
+            std::fs::metadata(&quantized)?.len() as f64 / 1e6,
+            number(&n["kl_mean"], 5),
+            number(&n["kl_p99"], 3),
+            number(&n["top1"], 4),
+            number(&n["perplexity"], 3),
+            number(&n["perplexity_float"], 3),
+        );
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! The side of llama.cpp, through the crates that vendor it.
 #![expect(unsafe_code, reason = "two functions of llama.cpp have no safe wrapper")]
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::ptr;
 
 use anyhow::{Context, Result, bail};
 use llama_cpp_2::context::LlamaContext;
@@ -15,6 +17,7 @@ use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_sys_2 as sys;
 
+use crate::importance;
 use crate::runner::{Runner, Setup, token};
 
 /// What llama.cpp says about its build: the instruction sets in use, repacking of weights.
@@ -112,25 +115,60 @@ impl Runner for Llama<'_> {
     }
 }
 
-/// Quantizes a GGUF file, every matrix alike (`--pure` of llama.cpp's own program).
+/// What llama.cpp's quantizer makes.
+pub enum Form {
+    /// Every matrix alike (`--pure` of llama.cpp's own program), at 4 or 8 bits.
+    Pure(u8),
+    /// A type by its name, with llama.cpp's choice for each matrix.
+    Mixture(String),
+}
+
+/// Quantizes a GGUF file; `importance` is a text to take an importance matrix from.
 ///
 /// # Errors
-/// llama.cpp refuses; it has no words for it here.
-pub fn quantize(from: &Path, to: &Path, bits: u8) -> Result<()> {
-    let _backend = LlamaBackend::init()?;
+/// An unknown type, a text that cannot be read or run, or llama.cpp refuses; it has no words for it here.
+pub fn quantize(from: &Path, to: &Path, form: &Form, importance: Option<&Path>) -> Result<()> {
+    let _backend = backend()?;
     let name = |path: &Path| CString::new(path.to_string_lossy().as_bytes());
     let (from_name, to_name) = (name(from)?, name(to)?);
-    // SAFETY: a plain struct of defaults, then two strings that outlive the call.
+    let means = match importance {
+        Some(text) => {
+            let text = std::fs::read_to_string(text).with_context(|| text.display().to_string())?;
+            importance::measure(from, &text)?
+        }
+        None => BTreeMap::new(),
+    };
+    let entry = |(name, values): (&CString, &Vec<f32>)| sys::llama_model_imatrix_data {
+        name: name.as_ptr(),
+        data: values.as_ptr(),
+        size: values.len(),
+    };
+    let end = sys::llama_model_imatrix_data { name: ptr::null(), data: ptr::null(), size: 0 };
+    let list: Vec<_> = means.iter().map(entry).chain([end]).collect();
+    let kind = match form {
+        Form::Pure(4) => sys::LLAMA_FTYPE_MOSTLY_Q4_0,
+        Form::Pure(8) => sys::LLAMA_FTYPE_MOSTLY_Q8_0,
+        Form::Pure(_) => bail!("4 or 8 bits"),
+        Form::Mixture(name) => match name.to_lowercase().as_str() {
+            "q4_0" => sys::LLAMA_FTYPE_MOSTLY_Q4_0,
+            "q4_k_m" => sys::LLAMA_FTYPE_MOSTLY_Q4_K_M,
+            "iq4_nl" => sys::LLAMA_FTYPE_MOSTLY_IQ4_NL,
+            "q5_k_m" => sys::LLAMA_FTYPE_MOSTLY_Q5_K_M,
+            "q6_k" => sys::LLAMA_FTYPE_MOSTLY_Q6_K,
+            "q8_0" => sys::LLAMA_FTYPE_MOSTLY_Q8_0,
+            _ => bail!("{name}: not a type that is known here"),
+        },
+    };
+    // SAFETY: a plain struct of defaults, then two strings and a list with its end that outlive the call.
     let code = unsafe {
         let mut params = sys::llama_model_quantize_default_params();
-        params.ftype = match bits {
-            4 => sys::LLAMA_FTYPE_MOSTLY_Q4_0,
-            8 => sys::LLAMA_FTYPE_MOSTLY_Q8_0,
-            _ => bail!("4 or 8 bits"),
-        };
-        params.pure_ = true;
+        params.ftype = kind;
+        params.pure_ = matches!(form, Form::Pure(_));
         // For speed alone the values do not matter; a file that is quantized already is as good a start.
         params.allow_requantize = true;
+        if importance.is_some() {
+            params.imatrix = list.as_ptr();
+        }
         sys::llama_model_quantize(from_name.as_ptr(), to_name.as_ptr(), &raw const params)
     };
     if code != 0 {

@@ -9,13 +9,15 @@
 //! code      calls, spills and instruction counts of the kernels' machine code
 //! adapter   what unmerged mode costs: opening, switching, memory, speed
 //! report    all of it for several pairs of models, as docs/performance.md
-//! quantize  a GGUF file to Q4_0 or Q8_0, by llama.cpp's own quantizer
+//! quantize  a GGUF file, by llama.cpp's own quantizer
 //! ```
 
 mod adapter;
 mod clock;
 mod code;
 mod compare;
+#[cfg(feature = "llama-cpp")]
+mod importance;
 #[cfg(feature = "llama-cpp")]
 mod llama;
 mod lora;
@@ -72,6 +74,12 @@ enum Verb {
         /// Bits: 4 (Q4_0) or 8 (Q8_0), every matrix alike
         #[arg(long, default_value_t = 4)]
         bits: u8,
+        /// One of llama.cpp's types with its own choice for each matrix: q4_0, q4_k_m, iq4_nl, q5_k_m, q6_k, q8_0
+        #[arg(long = "type", value_name = "TYPE", conflicts_with = "bits")]
+        kind: Option<String>,
+        /// Text, a document a line, for an importance matrix
+        #[arg(long, value_name = "FILE", requires = "kind")]
+        importance: Option<PathBuf>,
     },
 }
 
@@ -87,7 +95,10 @@ fn main() -> Result<()> {
         Verb::Report(args) => report::run(&args),
         Verb::Once(args) => memory::once(&args),
         #[cfg(feature = "llama-cpp")]
-        Verb::Quantize { from, to, bits } => llama::quantize(&from, &to, bits),
+        Verb::Quantize { from, to, bits, kind, importance } => {
+            let form = kind.map_or(llama::Form::Pure(bits), llama::Form::Mixture);
+            llama::quantize(&from, &to, &form, importance.as_deref())
+        }
     }
 }
 

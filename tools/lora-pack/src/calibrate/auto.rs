@@ -56,7 +56,7 @@ fn candidates(role: Role) -> &'static [WeightFormat] {
     use WeightFormat::{Q4, Q5, Q6, Q8, Q8R};
     match role {
         Role::SmallEmbedding | Role::TaskHead | Role::Router => &[],
-        Role::Embedding | Role::TiedEmbedding | Role::Head => &[Q4, Q5, Q6, Q8R],
+        Role::Embedding | Role::TiedEmbedding | Role::Head => &[Q4, Q5, Q6, Q8R, Q8],
         _ => &[Q4, Q5, Q6, Q8],
     }
 }

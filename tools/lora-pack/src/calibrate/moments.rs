@@ -11,22 +11,30 @@ use rayon::prelude::*;
 /// Tokens whose products are added up in f32.
 pub const RUN: usize = 512;
 
-/// A square matrix of sums, row-major.
+/// A matrix of sums, row-major: one row per entry of `x`, one column per entry of `y`.
 #[derive(Clone, Debug)]
 pub struct Moments {
-    /// Inputs.
+    /// Rows: entries of `x`.
+    pub n: usize,
+    /// Columns: entries of `y`.
     pub k: usize,
-    /// `k × k` sums; of a symmetric matrix only the entries up to the diagonal are filled before [`Moments::mean`].
+    /// `n × k` sums; of a symmetric matrix only the entries up to the diagonal are filled before [`Moments::mean`].
     sums: Vec<f64>,
     /// Token rows that were added.
     pub rows: usize,
 }
 
 impl Moments {
-    /// No rows yet.
+    /// No rows yet, of one set of `k` inputs.
     #[must_use]
     pub fn new(k: usize) -> Self {
-        Self { k, sums: vec![0.0; k * k], rows: 0 }
+        Self::between(k, k)
+    }
+
+    /// No rows yet, of `n` numbers and `k` others.
+    #[must_use]
+    pub fn between(n: usize, k: usize) -> Self {
+        Self { n, k, sums: vec![0.0; n * k], rows: 0 }
     }
 
     /// Adds `x·xᵀ` of every row of `x` (rows of `k`).
@@ -40,11 +48,11 @@ impl Moments {
     }
 
     fn add(&mut self, x: &[f32], y: &[f32], symmetric: bool) {
-        let k = self.k;
-        assert_eq!(x.len(), y.len(), "rows of both");
-        for (x, y) in x.chunks(RUN * k).zip(y.chunks(RUN * k)) {
-            let tokens = x.len() / k;
-            let columns = transposed(x, tokens, k);
+        let (n, k) = (self.n, self.k);
+        assert_eq!(x.len() / n, y.len() / k, "rows of both");
+        for (x, y) in x.chunks(RUN * n).zip(y.chunks(RUN * k)) {
+            let tokens = y.len() / k;
+            let columns = transposed(x, tokens, n);
             let panels = panels(y, tokens, k);
             let panel_bytes = WeightFormat::F32.panel_bytes(tokens);
             let kernels = Kernels::best();
@@ -155,18 +163,22 @@ mod tests {
 
     #[test]
     fn sums_equal_the_plain_loop() {
-        for (tokens, k) in [(1, 1), (3, 17), (40, 48), (600, 33)] {
-            let (x, y) = (values(tokens * k, 1), values(tokens * k, 99));
-            let (mut square, mut cross) = (Moments::new(k), Moments::new(k));
+        for (tokens, n, k) in [(1, 1, 1), (3, 5, 17), (40, 48, 48), (600, 50, 33)] {
+            let (x, y) = (values(tokens * n, 1), values(tokens * k, 99));
+            let (mut square, mut cross) = (Moments::new(n), Moments::between(n, k));
             square.add_square(&x);
             cross.add_product(&x, &y);
             let (square, cross) = (square.mean_symmetric(), cross.mean());
-            for (i, j) in (0..k).flat_map(|i| (0..k).map(move |j| (i, j))) {
-                let sum = |y: &[f32]| {
-                    (0..tokens).map(|t| f64::from(x[t * k + i]) * f64::from(y[t * k + j])).sum::<f64>() / tokens as f64
-                };
-                assert!((square[i * k + j] - sum(&x)).abs() < 1e-5, "{tokens} {k} {i} {j}");
-                assert!((f64::from(cross[i * k + j]) - sum(&y)).abs() < 1e-5, "{tokens} {k} {i} {j}");
+            let sum = |i: usize, y: &[f32], width: usize, j: usize| {
+                (0..tokens).map(|t| f64::from(x[t * n + i]) * f64::from(y[t * width + j])).sum::<f64>() / tokens as f64
+            };
+            for i in 0..n {
+                for j in 0..n {
+                    assert!((square[i * n + j] - sum(i, &x, n, j)).abs() < 1e-5, "{tokens} {n} {i} {j}");
+                }
+                for j in 0..k {
+                    assert!((f64::from(cross[i * k + j]) - sum(i, &y, k, j)).abs() < 1e-5, "{tokens} {n} {k} {i} {j}");
+                }
             }
         }
     }

@@ -15,6 +15,8 @@ use super::Document;
 const LENGTH: u32 = 256;
 /// Texts that are written at once.
 const BATCH: usize = 64;
+/// Most texts, as a multiple of what full ones would be.
+const MOST: usize = 4;
 /// Tokens that a text takes over from another one, to begin with.
 const START: usize = 4;
 /// Texts that end sooner are left out.
@@ -28,14 +30,17 @@ const SAMPLING: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, mi
 /// The model does not run.
 pub fn write(model: &Model<'_>, starts: &[Document], budget: usize) -> Result<Vec<Document>> {
     let length = LENGTH.min(model.entry(EntryKind::Decode)?.max_positions);
-    let wanted = budget.div_ceil(length as usize);
+    let least = budget.div_ceil(length as usize);
     let starts: Vec<&[u32]> = starts.iter().map(|d| &d.tokens[..d.tokens.len().min(START)]).collect();
     let mut out = Vec::new();
     let pool = Pool::new(rayon::current_num_threads()).context("cannot start threads")?;
     let mut number = 0;
-    while number < wanted && !starts.is_empty() {
-        let batch: Vec<Text> = (number..wanted.min(number + BATCH))
-            .map(|i| Text { ids: starts[i * starts.len() / wanted].to_vec(), rng: Rng::new(i as u64), done: false })
+    let mut written = 0;
+    // Texts that end by themselves are shorter, so there are more of them; but a model may have nothing to say.
+    while written < budget && number < MOST * least && !starts.is_empty() {
+        let missing = (budget - written).div_ceil(length as usize).min(BATCH);
+        let batch: Vec<Text> = (number..number + missing)
+            .map(|i| Text { ids: starts[i % starts.len()].to_vec(), rng: Rng::new(i as u64), done: false })
             .collect();
         number += batch.len();
         let config = SessionConfig {
@@ -49,9 +54,10 @@ pub fn write(model: &Model<'_>, starts: &[Document], budget: usize) -> Result<Ve
         };
         let mut arena = ArenaBox::new(model.plan(&config).arena_bytes as usize);
         let session = Session::new(*model, config, Kernels::best(), &pool, arena.as_mut_slice())?;
-        out.extend(continue_all(session, batch, length as usize)?);
+        let texts = continue_all(session, batch, length as usize)?;
+        out.extend(texts.into_iter().filter(|d| d.tokens.len() >= SHORTEST));
+        written = super::count(&out);
     }
-    out.retain(|d| d.tokens.len() >= SHORTEST);
     Ok(out)
 }
 

@@ -2,10 +2,12 @@
 //! summed up and its matrix is quantized.
 //!
 //! With two streams, a second run of the same program goes through the matrices as they were quantized so far. The
-//! matrix is then fitted to give the float model's outputs from the *quantized* model's inputs:
+//! matrix is then fitted to give the float model's outputs from the *quantized* model's inputs, and where its output is
+//! added to a residual `r`, to make good for what that has lost so far:
 //!
 //! ```text
-//! H̃ = mean x̃·x̃ᵀ    C = mean x·x̃ᵀ    target = W + α·W·(C − H̃)·(H̃ + λ)⁻¹        α = ½, λ = 5 % of mean diag H̃
+//! H̃ = mean x̃·x̃ᵀ    C = mean x·x̃ᵀ    R = mean (r − r̃)·x̃ᵀ
+//! target = W + α·(W·(C − H̃) + R)·(H̃ + λ)⁻¹        α = ½, λ = 20 % of mean diag H̃
 //! ```
 
 use std::collections::BTreeMap;
@@ -13,7 +15,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use lora_models::spec::{Lowered, Role, Storage};
 use lora_runtime::format::{EntryKind, Operand, Task};
-use lora_runtime::kernels::{Kernels, KvType, QuantizedRows, pack_float};
+use lora_runtime::kernels::{Act, Kernels, KvType, QuantizedRows, pack_float};
 use lora_runtime::program::{AdapterNeeds, Op, SessionConfig};
 use lora_runtime::session::workers::Inline;
 use lora_runtime::threads::ArenaBox;
@@ -28,11 +30,13 @@ use crate::quantize::{quantize_rows, quantize_with_feedback};
 /// Share of the way from the plain weights to those that undo the earlier layers' errors.
 const ALPHA: f32 = 0.5;
 /// Damping of the fit to the float outputs, as a share of the mean of H̃'s diagonal.
-const FIT_DAMPING: f64 = 0.05;
+const FIT_DAMPING: f64 = 0.2;
 /// Damping of error feedback, likewise.
-const FEEDBACK_DAMPING: f64 = 0.01;
+const FEEDBACK_DAMPING: f64 = 0.03;
 /// Output rows of a document of a language model: they feed the head.
-const HEAD_ROWS: usize = 8;
+const HEAD_ROWS: usize = 32;
+/// Error feedback needs this many rows per input.
+const LEAST_ROWS: usize = 2;
 
 /// A matrix after quantization.
 #[derive(Clone, Debug)]
@@ -172,8 +176,17 @@ struct Inputs {
     drift: Option<Moments>,
     /// Factors for error feedback, made when first needed.
     factor: Option<Factor>,
-    /// `(C − H̃)·(H̃ + λ)⁻¹`'s parts.
+    /// Transposed `C − H̃`, and the factors of `H̃ + λ`.
     fit: Option<(Vec<f32>, Factor)>,
+}
+
+/// A linear's operands that matter here.
+#[derive(Clone, Copy)]
+struct Linear {
+    a: Operand,
+    tensor: usize,
+    /// What the output is added to, and the factor of the output; none behind an activation.
+    residual: Option<(Operand, f32)>,
 }
 
 struct Walk<'j, 'a> {
@@ -210,11 +223,13 @@ impl<'j, 'a> Walk<'j, 'a> {
         for index in first.float.ops() {
             let op = lanes[0].float.op(index)?;
             let mut panels = None;
-            if let Op::Linear { a, weight, .. } = op
+            if let Op::Linear { a, weight, residual, act, scale, .. } = op
                 && let Some(left) = self.uses.get(&(weight as usize)).copied()
             {
                 let name = &self.job.target.tensors[weight as usize].name;
-                panels = self.linear(lanes, index, a, weight as usize, left).with_context(|| name.clone())?;
+                let added = !residual.is_none() && act == Act::None && scale != 0.0;
+                let linear = Linear { a, tensor: weight as usize, residual: added.then_some((residual, scale)) };
+                panels = self.linear(lanes, index, linear, left).with_context(|| name.clone())?;
                 (self.progress)(self.ready.len(), self.total);
             }
             if self.ready.len() == self.total {
@@ -231,14 +246,8 @@ impl<'j, 'a> Walk<'j, 'a> {
     }
 
     /// Quantizes the matrix of a linear; its rounded values as float panels, where the quantized stream needs them.
-    fn linear(
-        &mut self,
-        lanes: &[Lane<'_, '_>],
-        index: u32,
-        a: Operand,
-        tensor: usize,
-        left: usize,
-    ) -> Result<Option<Vec<u8>>> {
+    fn linear(&mut self, lanes: &[Lane<'_, '_>], index: u32, linear: Linear, left: usize) -> Result<Option<Vec<u8>>> {
+        let Linear { a, tensor, residual } = linear;
         self.uses.insert(tensor, left - 1);
         let spec = &self.job.target.tensors[tensor];
         let used_once = left == 1 && !self.shared.contains_key(&tensor);
@@ -250,7 +259,7 @@ impl<'j, 'a> Walk<'j, 'a> {
                 return Ok(None);
             }
             let mut inputs = Inputs { of: (a, index), square: sums, drift: None, factor: None, fit: None };
-            self.quantize(tensor, &mut inputs)?;
+            self.quantize(tensor, &mut inputs, None)?;
             return Ok(None);
         }
         let mut inputs = match self.inputs.take() {
@@ -261,7 +270,8 @@ impl<'j, 'a> Walk<'j, 'a> {
                 Inputs { of: (a, index), square, drift, factor: None, fit: None }
             }
         };
-        let rows = self.quantize(tensor, &mut inputs)?;
+        let lost = residual.filter(|_| self.job.two_streams).map(|r| lost(lanes, a, r, spec.rows, spec.cols));
+        let rows = self.quantize(tensor, &mut inputs, lost)?;
         let panels = self.job.two_streams.then(|| {
             let values = rows.dequantize(self.job.codebook);
             pack_float(WeightFormat::F32, &values, spec.rows, spec.cols)
@@ -271,22 +281,21 @@ impl<'j, 'a> Walk<'j, 'a> {
         Ok(panels)
     }
 
-    fn quantize(&mut self, tensor: usize, inputs: &mut Inputs) -> Result<QuantizedRows> {
+    /// `lost` is `R`.
+    fn quantize(&mut self, tensor: usize, inputs: &mut Inputs, lost: Option<Vec<f32>>) -> Result<QuantizedRows> {
         let spec = &self.job.target.tensors[tensor];
         let Storage::Panels(format) = spec.storage else { anyhow::bail!("not a matrix") };
         let (n, k, codebook) = (spec.rows, spec.cols, self.job.codebook);
         let w = (self.job.values)(tensor)?;
         let head = matches!(spec.role, Some(Role::Head | Role::TiedEmbedding));
-        let rows = match format {
-            WeightFormat::Q8 | WeightFormat::Q8R => quantize_rows(format, &w, n, k, None, codebook)?,
-            _ if head => quantize_rows(format, &w, n, k, Some(&inputs.square.diagonal()), codebook)?,
-            _ => {
-                let target = inputs.fitted(&w);
-                let square = &inputs.square;
-                let factor =
-                    inputs.factor.get_or_insert_with(|| Factor::new(square.mean_symmetric(), k, FEEDBACK_DAMPING));
-                quantize_with_feedback(format, target.as_deref().unwrap_or(&w), n, factor, codebook)?
-            }
+        let rows = if head && inputs.square.rows < LEAST_ROWS * k {
+            quantize_rows(format, &w, n, k, Some(&inputs.square.diagonal()), codebook)?
+        } else {
+            // A head may be the embedding too, which reads no states: it is not fitted to them.
+            let target = if head { None } else { inputs.fitted(&w, lost) };
+            let square = &inputs.square;
+            let factor = inputs.factor.get_or_insert_with(|| Factor::new(square.mean_symmetric(), k, FEEDBACK_DAMPING));
+            quantize_with_feedback(format, target.as_deref().unwrap_or(&w), n, factor, codebook)?
         };
         let error = if head { 0.0 } else { output_error(&w, &rows.dequantize(codebook), &inputs.square) };
         self.ready.insert(tensor, Calibrated { bytes: rows.pack(), error });
@@ -296,10 +305,10 @@ impl<'j, 'a> Walk<'j, 'a> {
 
 impl Inputs {
     /// The weights that give the float model's outputs from the quantized model's inputs, half of the way.
-    fn fitted(&mut self, w: &[f32]) -> Option<Vec<f32>> {
+    fn fitted(&mut self, w: &[f32], lost: Option<Vec<f32>>) -> Option<Vec<f32>> {
         let k = self.square.k;
         let drift = self.drift.as_ref()?.mean();
-        if drift.iter().all(|d| *d == 0.0) {
+        if drift.iter().chain(lost.iter().flatten()).all(|d| *d == 0.0) {
             return None;
         }
         let square = &self.square;
@@ -308,9 +317,37 @@ impl Inputs {
             let transposed = (0..k * k).into_par_iter().map(|i| drift[i % k * k + i / k]).collect();
             (transposed, Factor::new(square.mean_symmetric(), k, FIT_DAMPING))
         });
-        let change = factor.solve(&product(w, drift, k));
+        let mut missing = product(w, drift, k);
+        for (m, l) in missing.iter_mut().zip(lost.iter().flatten()) {
+            *m += l;
+        }
+        let change = factor.solve(&missing);
         Some(w.iter().zip(&change).map(|(w, c)| w + ALPHA * c).collect())
     }
+}
+
+/// `mean (r − r̃)·x̃ᵀ` over all lanes, in units of the linear's own sums: `n` outputs, `k` inputs.
+fn lost(lanes: &[Lane<'_, '_>], a: Operand, (residual, scale): (Operand, f32), n: usize, k: usize) -> Vec<f32> {
+    let mut sums = Moments::between(n, k);
+    let (mut error, mut x) = (Vec::with_capacity(RUN * n), Vec::with_capacity(RUN * k));
+    let mut flush = |error: &mut Vec<f32>, x: &mut Vec<f32>| {
+        sums.add_product(error, x);
+        error.clear();
+        x.clear();
+    };
+    for lane in lanes {
+        let Some(rounded) = &lane.rounded else { continue };
+        let (inputs, float, rounded) = (rounded.rows(a, k), lane.float.rows(residual, n), rounded.rows(residual, n));
+        for i in 0..inputs.len() {
+            x.extend_from_slice(inputs.row(i));
+            error.extend(float.row(i).iter().zip(rounded.row(i)).map(|(r, rounded)| (r - rounded) / scale));
+            if x.len() == RUN * k {
+                flush(&mut error, &mut x);
+            }
+        }
+    }
+    flush(&mut error, &mut x);
+    sums.mean()
 }
 
 /// Adds up the inputs of a linear over all lanes.

@@ -5,22 +5,23 @@
 //! target_j = w_j + Σ_{i<j} (w_i − ŵ_i)·U_ij        H = U·D·Uᵀ, the second moment of the inputs
 //! ```
 //! The scale of a group is searched when the group is reached, on its targets, with `D` as the importance: `D_j` is
-//! what an error of input `j` costs that later inputs cannot take out.
+//! what an error of input `j` costs that later inputs cannot take out. 8 bits take the largest target instead.
 
 use lora_runtime::kernels::{Multipliers, QuantizedRows, Wide, widest};
 use lora_runtime::weights::{GROUP, WeightFormat};
 use rayon::prelude::*;
 
+use super::nearest::half_scale;
 use super::{Grid, Group, Unrepresentable, check_range, empty, fit_group, fit_multiplier, row_scale};
 use crate::calibrate::Factor;
 
-/// Quantizes an `n × k` weight to `q4`, `q4l`, `q5` or `q6` for inputs with the factored second moment `moment`.
+/// Quantizes an `n × k` weight for inputs with the factored second moment `moment`.
 ///
 /// # Errors
 /// When a weight is not finite.
 ///
 /// # Panics
-/// When the sizes do not fit each other, or for another format.
+/// When the sizes do not fit each other, or for a float or an import format.
 pub fn quantize_with_feedback(
     format: WeightFormat,
     w: &[f32],
@@ -28,23 +29,145 @@ pub fn quantize_with_feedback(
     moment: &Factor,
     codebook: &[u8; 16],
 ) -> Result<QuantizedRows, Unrepresentable> {
-    use WeightFormat::{Q4, Q4L, Q5, Q6};
-    assert!(matches!(format, Q4 | Q4L | Q5 | Q6), "{} has no groups with integer multipliers", format.name());
+    assert!(!format.is_float() && !format.is_import(), "{} is not a quantized format", format.name());
     let k = moment.k;
     assert_eq!(w.len(), n * k, "weight size");
     check_range(format, w, k)?;
-    let grid = Grid::new(format, codebook);
-    let columns = Columns::new(moment);
+    let columns = &Columns::new(moment);
+    let groups = k.div_ceil(GROUP);
     let mut out = empty(format, n, k);
-    if let Multipliers::Int(multipliers) = &mut out.multipliers {
-        let rows = w.par_chunks_exact(k).zip(out.codes.par_chunks_exact_mut(k));
-        rows.zip(multipliers.par_chunks_exact_mut(k.div_ceil(GROUP))).zip(&mut out.row_scales).for_each(
-            |(((w, codes), multipliers), scale)| {
-                *scale = widest(Row { columns: &columns, grid: &grid, w, codes, multipliers });
-            },
-        );
+    let rows = w.par_chunks_exact(k).zip(out.codes.par_chunks_exact_mut(k));
+    match &mut out.multipliers {
+        Multipliers::Int(multipliers) => {
+            let grid = &Grid::new(format, codebook);
+            rows.zip(multipliers.par_chunks_exact_mut(groups)).zip(&mut out.row_scales).for_each(
+                |(((w, codes), multipliers), scale)| {
+                    *scale = widest(Row { columns, steps: OnGrid { grid, multipliers }, w, codes });
+                },
+            );
+        }
+        Multipliers::Half(scales) => {
+            rows.zip(scales.par_chunks_exact_mut(groups)).for_each(|((w, codes), scales)| {
+                widest(Row { columns, steps: Halves(scales), w, codes });
+            });
+        }
+        Multipliers::None => rows.zip(&mut out.row_scales).for_each(|((w, codes), scale)| {
+            *scale = widest(Row { columns, steps: Whole, w, codes });
+        }),
+        // No quantizer makes minima.
+        Multipliers::HalfAndMinimum(_) => {}
     }
     Ok(out)
+}
+
+/// How a format puts the numbers of a row into codes, group by group.
+trait Steps {
+    /// The scale of the row, before anything has moved.
+    fn start(&self, w: &[f32]) -> f32;
+    /// Chooses and notes the step between codes for group `g`; `importance` has an entry for each of its weights.
+    fn step(&mut self, g: usize, scale: f32, target: &[f32; GROUP], importance: &[f32]) -> f32;
+    /// The code nearest to `v` steps.
+    fn code(&self, v: f32) -> i8;
+    /// How many steps a code stands for.
+    fn value(&self, code: i8) -> f32;
+}
+
+/// The largest magnitude.
+#[inline(always)]
+fn most(w: &[f32]) -> f32 {
+    w.iter().fold(0.0, |m: f32, v| if v.abs() > m { v.abs() } else { m })
+}
+
+/// `q4`, `q4l`, `q5` and `q6`.
+struct OnGrid<'a> {
+    grid: &'a Grid,
+    multipliers: &'a mut [i8],
+}
+
+impl Steps for OnGrid<'_> {
+    #[inline(always)]
+    fn start(&self, w: &[f32]) -> f32 {
+        // The largest scale that a group can come out with.
+        let [low, high] = self.grid.ends();
+        let longest = if -low > high { -low } else { high };
+        row_scale(&w.chunks(GROUP).map(|w| most(w) / longest).collect::<Vec<_>>())
+    }
+
+    #[inline(always)]
+    fn step(&mut self, g: usize, scale: f32, target: &[f32; GROUP], importance: &[f32]) -> f32 {
+        let group = Group::new(&target[..importance.len()], Some(importance));
+        let (multiplier, _) = fit_multiplier(self.grid, &group, fit_group(self.grid, &group), scale);
+        self.multipliers[g] = multiplier;
+        f32::from(multiplier) * scale
+    }
+
+    #[inline(always)]
+    fn code(&self, v: f32) -> i8 {
+        self.grid.code(v)
+    }
+
+    #[inline(always)]
+    fn value(&self, code: i8) -> f32 {
+        self.grid.value(code)
+    }
+}
+
+/// To the nearest of −127…127.
+#[inline(always)]
+fn code8(v: f32) -> i8 {
+    v.round_ties_even().clamp(-127.0, 127.0) as i8
+}
+
+/// `q8`: the scales of its groups.
+struct Halves<'a>(&'a mut [u16]);
+
+impl Steps for Halves<'_> {
+    #[inline(always)]
+    fn start(&self, _w: &[f32]) -> f32 {
+        1.0
+    }
+
+    #[inline(always)]
+    fn step(&mut self, g: usize, _scale: f32, target: &[f32; GROUP], _importance: &[f32]) -> f32 {
+        let scale = half_scale(target);
+        self.0[g] = scale.to_bits();
+        scale.to_f32()
+    }
+
+    #[inline(always)]
+    fn code(&self, v: f32) -> i8 {
+        code8(v)
+    }
+
+    #[inline(always)]
+    fn value(&self, code: i8) -> f32 {
+        f32::from(code)
+    }
+}
+
+/// `q8r`.
+struct Whole;
+
+impl Steps for Whole {
+    #[inline(always)]
+    fn start(&self, w: &[f32]) -> f32 {
+        most(w) / 127.0
+    }
+
+    #[inline(always)]
+    fn step(&mut self, _g: usize, scale: f32, _target: &[f32; GROUP], _importance: &[f32]) -> f32 {
+        scale
+    }
+
+    #[inline(always)]
+    fn code(&self, v: f32) -> i8 {
+        code8(v)
+    }
+
+    #[inline(always)]
+    fn value(&self, code: i8) -> f32 {
+        f32::from(code)
+    }
 }
 
 /// `U` cut into the columns of each group, and `D`.
@@ -72,25 +195,20 @@ impl<'f> Columns<'f> {
 }
 
 /// A row on its way; gives its scale.
-struct Row<'a> {
+struct Row<'a, S> {
     columns: &'a Columns<'a>,
-    grid: &'a Grid,
+    steps: S,
     w: &'a [f32],
     codes: &'a mut [i8],
-    multipliers: &'a mut [i8],
 }
 
-impl Wide for Row<'_> {
+impl<S: Steps> Wide for Row<'_, S> {
     type Output = f32;
 
     #[inline(always)]
     fn run(self) -> f32 {
-        let Self { columns, grid, w, codes, multipliers } = self;
-        // The largest scale that a group can come out with, before anything has moved.
-        let [low, high] = grid.ends();
-        let longest = if -low > high { -low } else { high };
-        let bound = |w: &[f32]| w.iter().fold(0.0, |m: f32, v| if v.abs() > m { v.abs() } else { m }) / longest;
-        let scale = row_scale(&w.chunks(GROUP).map(bound).collect::<Vec<_>>());
+        let Self { columns, mut steps, w, codes } = self;
+        let scale = steps.start(w);
         let mut errors = vec![0.0_f32; w.len()];
         for (g, u) in columns.groups.iter().enumerate() {
             let first = g * GROUP;
@@ -105,16 +223,13 @@ impl Wide for Row<'_> {
             for ((t, w), moved) in target.iter_mut().zip(w).zip(&moved) {
                 *t = w + moved;
             }
-            let group = Group::new(&target[..w.len()], Some(&columns.importance[first..][..w.len()]));
-            let (multiplier, _) = fit_multiplier(grid, &group, fit_group(grid, &group), scale);
-            multipliers[g] = multiplier;
-            let step = f32::from(multiplier) * scale;
+            let step = steps.step(g, scale, &target, &columns.importance[first..][..w.len()]);
             let inverse = 1.0 / step;
             let inverse = if inverse.is_finite() { inverse } else { 0.0 };
             for j in 0..w.len() {
-                let code = grid.code(target[j] * inverse);
+                let code = steps.code(target[j] * inverse);
                 codes[first + j] = code;
-                let e = w[j] - grid.value(code) * step;
+                let e = w[j] - steps.value(code) * step;
                 errors[first + j] = e;
                 let u = &u[first + j];
                 for (t, u) in target[j + 1..].iter_mut().zip(&u[j + 1..]) {

@@ -61,6 +61,13 @@ const CODES: [[f32; GROUP]; 4] = {
     codes
 };
 
+/// The scale of a group of `q8`: the one on which its weights lie, or the nearest; the largest at most.
+#[inline(always)]
+pub fn half_scale(w: &[f32; GROUP]) -> f16 {
+    let most = largest(w);
+    exact_half_scale(w, most).unwrap_or_else(|| nearest_half_scale(most)).min(f16::MAX)
+}
+
 /// The binary16 scale of which all weights of the group are integer multiples up to 127, if there is one.
 #[inline(always)]
 fn exact_half_scale(w: &[f32; GROUP], largest: f32) -> Option<f16> {
