@@ -3,8 +3,9 @@
 //! ```text
 //! cargo run --release -p conformance --example merge_speed [FOLDER [FORMAT…]]
 //! ```
-//! Makes a synthetic model in FOLDER (default: a temporary one; 2.5 GB): the shapes of Llama 3.2 1B in bf16, and an
-//! adapter of rank 16 on all its linear layers. Then `lora-pack merge` runs in each FORMAT (default q8 q4 f16).
+//! Makes a synthetic model in FOLDER (default: a temporary one; 2.5 GB): the shapes of Llama 3.2 1B in bf16, an
+//! adapter of rank 16 on all its linear layers, and one of rank 8 (`adapter8`) that only stays there for other measurements.
+//! Then `lora-pack merge` runs in each FORMAT (default q8 q4 f16) with the first.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -20,7 +21,8 @@ const HIDDEN: usize = 2048;
 const INNER: usize = 8192;
 const KV: usize = 512;
 const VOCAB: usize = 128_256;
-const RANK: usize = 16;
+/// The adapters' folders and ranks.
+const ADAPTERS: [(&str, usize); 2] = [("adapter", 16), ("adapter8", 8)];
 
 /// The linear layers of a block: name, outputs, inputs.
 const LINEARS: [(&str, usize, usize); 7] = [
@@ -47,13 +49,13 @@ fn base_shapes() -> Shapes {
     shapes
 }
 
-fn adapter_shapes() -> Shapes {
+fn adapter_shapes(rank: usize) -> Shapes {
     let mut shapes = Vec::new();
     for layer in 0..LAYERS {
         for (name, out, inner) in LINEARS {
             let at = format!("base_model.model.model.layers.{layer}.{name}");
-            shapes.push((format!("{at}.lora_A.weight"), vec![RANK, inner]));
-            shapes.push((format!("{at}.lora_B.weight"), vec![out, RANK]));
+            shapes.push((format!("{at}.lora_A.weight"), vec![rank, inner]));
+            shapes.push((format!("{at}.lora_B.weight"), vec![out, rank]));
         }
     }
     shapes
@@ -92,18 +94,20 @@ fn write(path: &Path, shapes: &Shapes) -> Result<()> {
 }
 
 fn make(folder: &Path) -> Result<()> {
-    let (base, adapter) = (folder.join("base"), folder.join("adapter"));
+    let base = folder.join("base");
     if base.join("config.json").exists() {
         return Ok(());
     }
     std::fs::create_dir_all(&base)?;
-    std::fs::create_dir_all(&adapter)?;
     write(&base.join("model.safetensors"), &base_shapes())?;
-    write(&adapter.join("adapter_model.safetensors"), &adapter_shapes())?;
     let targets: Vec<&str> = LINEARS.iter().filter_map(|(name, ..)| name.split('.').nth(1)).collect();
-    let config =
-        json!({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 32, "target_modules": targets});
-    std::fs::write(adapter.join("adapter_config.json"), config.to_string())?;
+    for (name, rank) in ADAPTERS {
+        let adapter = folder.join(name);
+        std::fs::create_dir_all(&adapter)?;
+        write(&adapter.join("adapter_model.safetensors"), &adapter_shapes(rank))?;
+        let config = json!({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 32, "target_modules": targets});
+        std::fs::write(adapter.join("adapter_config.json"), config.to_string())?;
+    }
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
         "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "hidden_act": "silu",

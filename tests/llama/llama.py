@@ -46,6 +46,7 @@ embedding_size = function("llama_model_n_embd", C.c_int32, POINTER)
 set_embeddings = function("llama_set_embeddings", None, POINTER, C.c_bool)
 set_causal = function("llama_set_causal_attn", None, POINTER, C.c_bool)
 memory = function("llama_get_memory", POINTER, POINTER)
+memory_cut = function("llama_memory_seq_rm", C.c_bool, POINTER, C.c_int32, C.c_int32, C.c_int32)
 memory_clear = function("llama_memory_clear", None, POINTER, C.c_bool)
 batch_init = function("llama_batch_init", Batch, C.c_int32, C.c_int32, C.c_int32)
 batch_free = function("llama_batch_free", None, Batch)
@@ -93,6 +94,10 @@ class Llama:
     def forget(self):
         if memory(self.context):
             memory_clear(memory(self.context), True)
+
+    def cut(self, position):
+        """Forgets the positions from one on."""
+        assert memory_cut(memory(self.context), 0, position, -1), "not forgotten"
 
     def _run(self, ids, start, call, read, width):
         batch = batch_init(len(ids), 0, 1)
