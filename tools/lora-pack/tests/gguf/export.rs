@@ -7,19 +7,11 @@ use lora_pack::merge::{MergeOptions, Merged};
 use lora_pack::source::gguf::writer::Item;
 use lora_pack::source::{BaseModel, Dtype};
 
-use crate::kit::{Gguf, Tensor, counting, mixture};
+use crate::kit::{Gguf, Tensor, counting, mixture, with_tokenizer};
 
 /// A llama with a tokenizer.
 pub fn model() -> Gguf {
-    let mut gguf = Gguf::llama();
-    let texts = |list: &[&str]| Item::Texts(list.iter().map(|t| (*t).to_owned()).collect());
-    gguf.meta("tokenizer.ggml.model", Item::Text("gpt2".into()));
-    gguf.meta("tokenizer.ggml.pre", Item::Text("llama-bpe".into()));
-    gguf.meta("tokenizer.ggml.tokens", texts(&["a", "b", "ab", "c", "<s>", "</s>"]));
-    gguf.meta("tokenizer.ggml.token_type", Item::Integers(vec![1, 1, 1, 1, 3, 3]));
-    gguf.meta("tokenizer.ggml.merges", texts(&["a b"]));
-    gguf.meta("tokenizer.ggml.bos_token_id", Item::Count(4));
-    gguf.meta("tokenizer.ggml.eos_token_id", Item::Count(5));
+    let mut gguf = with_tokenizer();
     gguf.meta("tokenizer.chat_template", Item::Text("{{ bos_token }}".into()));
     gguf
 }

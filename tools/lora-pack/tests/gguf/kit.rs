@@ -119,3 +119,17 @@ pub fn open(bytes: &[u8]) -> Result<BaseModel, SourceError> {
     // The mapping outlives the name.
     BaseModel::open(&path)
 }
+
+/// A llama with a byte-level tokenizer.
+pub fn with_tokenizer() -> Gguf {
+    let mut gguf = Gguf::llama();
+    let texts = |list: &[&str]| Item::Texts(list.iter().map(|t| (*t).to_owned()).collect());
+    gguf.meta("tokenizer.ggml.model", Item::Text("gpt2".into()));
+    gguf.meta("tokenizer.ggml.pre", Item::Text("llama-bpe".into()));
+    gguf.meta("tokenizer.ggml.tokens", texts(&["a", "b", "ab", "c", "<s>", "</s>"]));
+    gguf.meta("tokenizer.ggml.token_type", Item::Integers(vec![1, 1, 1, 1, 3, 3]));
+    gguf.meta("tokenizer.ggml.merges", texts(&["a b"]));
+    gguf.meta("tokenizer.ggml.bos_token_id", Item::Count(4));
+    gguf.meta("tokenizer.ggml.eos_token_id", Item::Count(5));
+    gguf
+}

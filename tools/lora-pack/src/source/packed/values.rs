@@ -20,7 +20,6 @@ pub struct Packed {
     file: MappedFile,
     merged: bool,
     task: Task,
-    exact: bool,
     pieces: HashMap<String, Vec<Piece>>,
 }
 
@@ -110,9 +109,8 @@ impl Packed {
                 note(&spec.bias, bias, packed.row_start as usize, 0.0);
             }
         }
-        let exact = view.tensors.iter().all(|t| WeightFormat::from_u16(t.format) == Some(WeightFormat::F32));
         let merged = view.meta_value("adapter.0").is_some();
-        Ok(Self { task, merged, exact, pieces, file })
+        Ok(Self { task, merged, pieces, file })
     }
 
     /// What it was packed for.
@@ -123,11 +121,6 @@ impl Packed {
     /// Whether adapters are merged into it.
     pub fn is_merged(&self) -> bool {
         self.merged
-    }
-
-    /// Whether its values are the checkpoint's to the bit.
-    pub fn is_exact(&self) -> bool {
-        self.exact
     }
 
     /// The name of the base, as it was packed.
