@@ -9,6 +9,18 @@ pub fn workspace() -> PathBuf {
     manifest.parent().unwrap_or(manifest).to_path_buf()
 }
 
+/// The digest of what the demo model computes, packed with `--quant format`: one number for all processors.
+///
+/// # Panics
+/// If `models/demo/golden.txt` has none.
+#[must_use]
+pub fn golden(format: &str) -> String {
+    let path = workspace().join("models/demo/golden.txt");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let digest = text.lines().find_map(|line| line.strip_prefix(format)?.strip_prefix(' '));
+    digest.unwrap_or_else(|| panic!("{} has no line for {format}", path.display())).to_owned()
+}
+
 /// The small set of cases committed with the project: always there.
 #[must_use]
 pub fn committed() -> PathBuf {

@@ -38,14 +38,17 @@ fn quantized_packs_keep_the_ability() {
 fn packs_hold_a_golden_result_that_selftest_checks() {
     let demo = data::workspace().join("models/demo");
     let desk = Desk::new(&demo).expect("a temporary folder");
-    for quant in ["f32", "q8", "q4"] {
+    for quant in ["f32", "f16", "q8", "q4"] {
         let options = ["--quant".to_owned(), quant.to_owned()];
         let lpk = pack(&desk, &demo.join("tiny-base"), Some(&demo.join("tiny-home-control")), &options)
             .unwrap_or_else(|miss| panic!("{quant}: {miss:?}"));
         let seen =
             desk.json_object(&desk.run("selftest", &lpk).arg("--json")).unwrap_or_else(|miss| panic!("{miss:?}"));
         assert_eq!(seen["ok"], true, "{quant}: {seen}");
-        assert!(seen["runs"].as_array().is_some_and(|runs| runs.len() > 1), "{quant}: {seen}");
+        let runs = seen["runs"].as_array().expect("runs");
+        assert!(runs.len() > 1 && runs[0]["isa"] == "scalar", "{quant}: {seen}");
+        // A change of it is a change of every device's results: models/demo/golden.txt is then written anew, with a reason.
+        assert_eq!(seen["digest"], data::golden(quant), "{quant}");
 
         // One digit of the digest changed: the file is sound, the result is another's.
         let mut bytes = std::fs::read(&lpk).expect("the pack");

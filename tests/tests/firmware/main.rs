@@ -11,16 +11,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use conformance::data::workspace;
+use conformance::data::{golden, workspace};
 use conformance::desk::Desk;
 use conformance::process::Call;
 use lora_runtime::kernels::{Kernels, Level};
 use lora_runtime::map::Mapping;
 use lora_runtime::sampler::{Rng, Sampling};
+use lora_runtime::selftest::{Golden, digest};
 use lora_runtime::session::workers::Inline;
 use lora_runtime::tasks::{TextBuffer, classify, generate};
 use lora_runtime::threads::ArenaBox;
-use lora_runtime::{Active, Adapter, Model, Session, Set, selftest};
+use lora_runtime::{Active, Adapter, Model, Session, Set};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 /// A board under QEMU.
@@ -93,10 +94,12 @@ fn generator(desk: &Desk, quant: &str) -> Result<Program> {
         let greedy = Sampling::GREEDY;
         generate(session, prompt, 48, &greedy, &mut Rng::new(1), |id| decoder.push(id, &mut text).is_ok())?;
         let _ = decoder.finish(&mut text);
-        Ok((text, selftest::digest(session, prompt.tokens)?))
+        let golden = Golden::of(&model).expect("packs have a golden result")?;
+        Ok((text, format!("{:016x}", digest(session, golden.ids())?)))
     })?;
     ensure!(text == ANSWER, "the demo model answers {text}");
-    let expected = format!("arena {arena} bytes, one less is refused\n{text}\ndigest {digest:016x}\n");
+    ensure!(digest == golden(quant), "the demo model as {quant} computes {digest}: models/demo/golden.txt has another");
+    let expected = format!("arena {arena} bytes, one less is refused\n{text}\ndigest {digest}\n");
     Ok(Program { name: "generate", model, adapters: Vec::new(), expected })
 }
 
@@ -196,8 +199,13 @@ fn classify_here(base: &Path, adapters: &[PathBuf]) -> Result<(Vec<String>, u64)
 
 /// `cargo` for a board, through tests/cross.
 fn cargo(board: Board, verb: &str) -> Command {
+    cross_cargo(board.target, verb)
+}
+
+/// `cargo` for a target, through tests/cross.
+fn cross_cargo(target: &str, verb: &str) -> Command {
     let mut command = Command::new(workspace().join("tests/cross/cargo"));
-    command.arg(board.target).args([verb, "--quiet"]).current_dir(workspace());
+    command.arg(target).args([verb, "--quiet"]).current_dir(workspace());
     // The instructions that thumbv8m leaves out; what is built for M33 runs on M55.
     command.env("CARGO_TARGET_THUMBV8M_MAIN_NONE_EABIHF_RUSTFLAGS", "-C target-cpu=cortex-m33");
     // Cargo's own settings for this test are not the board's.
