@@ -1,7 +1,7 @@
 //! What quantization costs, measured with the programs as a user has them: the tables of `docs/quantization.md`.
 //!
 //! ```text
-//! cargo build --release -p lora-pack -p lora-run
+//! cargo build --release
 //! cargo run --release -p conformance --example quality -- formats BASE [--dither] [--effort best] [q4 q5 q6 q8]
 //! cargo run --release -p conformance --example quality -- adapters [--effort best] [--limit N] [--quant q4] [ASSET…]
 //! cargo run --release -p conformance --example quality -- kv BASE [--dither] [--quant f32]

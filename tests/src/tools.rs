@@ -45,11 +45,7 @@ pub fn tools() -> &'static Tools {
         let [pack, run] =
             ["lora-pack", "lora-run"].map(|name| folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX)));
         for path in [&pack, &run] {
-            assert!(
-                path.is_file(),
-                "{} is not there; build it with `cargo build --release -p lora-pack -p lora-run`",
-                path.display()
-            );
+            assert!(path.is_file(), "{} is not there; build it with `cargo build --release`", path.display());
         }
         Tools { pack, run }
     })
@@ -71,7 +67,8 @@ fn build() -> PathBuf {
         Some(name) => name,
     };
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "-q", "-p", "lora-pack", "-p", "lora-run", "--profile", profile]);
+    // The whole workspace's features, as `cargo build` without a package has them: its programs are then built once.
+    cargo.args(["build", "-q", "--workspace", "--bin", "lora-pack", "--bin", "lora-run", "--profile", profile]);
     cargo.current_dir(crate::data::workspace()).arg("--target-dir").arg(target);
     if let Some(triple) = triple {
         cargo.arg("--target").arg(triple);
