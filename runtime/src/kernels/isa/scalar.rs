@@ -15,32 +15,9 @@ pub type Scalar = Lanes<{ if SMALL { 1 } else { 8 } }, Plain>;
 /// Whether the target is one of the small processors.
 const SMALL: bool = cfg!(all(target_pointer_width = "32", not(target_family = "wasm")));
 
-/// The dot product of a group.
-///
-/// # Safety
-/// A type may only be used where the CPU has its instructions: [`Lanes`] of it is the proof.
-pub unsafe trait GroupDot: Copy + 'static {
-    /// `Σ w·x` of 32 signed bytes, four of `w` per word.
-    ///
-    /// # Safety
-    /// `x` is valid for reading 32 bytes.
-    unsafe fn dot(w: &[u32; 8], x: *const i8) -> i32;
-}
-
-/// One product after the other.
+/// No instructions but those that the compiler chooses.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain;
-
-// SAFETY: plain Rust.
-unsafe impl GroupDot for Plain {
-    #[inline(always)]
-    unsafe fn dot(w: &[u32; 8], x: *const i8) -> i32 {
-        let w: [i8; 32] = bytemuck::cast(w.map(u32::to_le));
-        // SAFETY: the caller vouches for 32 bytes.
-        let x = unsafe { x.cast::<[i8; 32]>().read_unaligned() };
-        w.into_iter().zip(x).map(|(w, x)| i32::from(w) * i32::from(x)).sum()
-    }
-}
 
 #[inline(always)]
 fn map<const L: usize, T: Copy, U>(a: [T; L], f: impl Fn(T) -> U) -> [U; L] {
@@ -58,8 +35,9 @@ fn zip<const L: usize, T: Copy, U: Copy, V>(a: [T; L], b: [U; L], f: impl Fn(T, 
     )
 }
 
-/// Widens binary16 (exact).
-#[inline(always)]
+/// Widens binary16 (exact). On small processors a call for each: there are many places, and few halves.
+#[cfg_attr(not(target_os = "none"), inline(always))]
+#[cfg_attr(target_os = "none", inline(never))]
 pub fn f16_to_f32(h: u16) -> f32 {
     let magnitude = u32::from(h & 0x7fff) << 13;
     // A binary32 with the same fields has the exponent bias 15 instead of 127: multiply by 2^112. That is exact for
@@ -145,7 +123,7 @@ pub fn sqrt(v: f32) -> f32 {
 }
 
 // SAFETY: the only constructor is the unsafe `proof`.
-unsafe impl<const L: usize, D: GroupDot> Isa for Lanes<L, D> {
+unsafe impl<const L: usize, D: Copy + 'static> Isa for Lanes<L, D> {
     const L: usize = L;
     // Of the 32 single floats that Cortex-M has; in fours, so that tiles stay small where lanes are many.
     const REGISTERS: usize = if L == 1 { 8 } else { 4 };

@@ -1,7 +1,11 @@
 //! Single rows back as floats: the embedding lookup.
 
 use crate::kernels::isa::scalar::f16_to_f32;
-use crate::kernels::linear::plain::{minimum, multiplier, row_codes};
+#[cfg(all(target_arch = "arm", feature = "dsp"))]
+use crate::kernels::linear::cortex_m::row_codes;
+#[cfg(not(all(target_arch = "arm", feature = "dsp")))]
+use crate::kernels::linear::plain::row_codes;
+use crate::kernels::linear::plain::{minimum, multiplier};
 use crate::weights::{GROUP, PANEL_ROWS, WeightFormat};
 
 /// Writes row `row` (0…15) of a panel as floats: `f32(code · multiplier) · S`, each product rounded once; for `q8`

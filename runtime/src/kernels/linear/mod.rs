@@ -24,6 +24,8 @@ mod arm;
     expect(dead_code, reason = "without vectors only the formats' names are read")
 )]
 mod codes;
+#[cfg(all(target_arch = "arm", feature = "dsp"))]
+mod cortex_m;
 mod dequant;
 mod float;
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
@@ -37,7 +39,9 @@ mod plain;
 mod tests;
 
 use crate::kernels::isa::Isa;
-use crate::kernels::isa::scalar::{GroupDot, Lanes};
+#[cfg(all(target_arch = "arm", feature = "dsp"))]
+use crate::kernels::isa::cortex_m::Dsp;
+use crate::kernels::isa::scalar::{Lanes, Plain};
 use crate::kernels::quantize_row::quant_row_used;
 use crate::kernels::table::Kernels;
 use crate::weights::{PANEL_ROWS, WeightFormat};
@@ -108,11 +112,20 @@ pub(super) trait IntPanel: Isa {
     unsafe fn int_panel<C: Codes>(self, a: LinearArgs);
 }
 
-impl<const L: usize, D: GroupDot> IntPanel for Lanes<L, D> {
+impl<const L: usize> IntPanel for Lanes<L, Plain> {
     #[inline(always)]
     unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
         // SAFETY: passed on.
-        unsafe { plain::panel::<D>(C::FORMAT, a) }
+        unsafe { plain::panel(C::FORMAT, a) }
+    }
+}
+
+#[cfg(all(target_arch = "arm", feature = "dsp"))]
+impl IntPanel for Dsp {
+    #[inline(always)]
+    unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
+        // SAFETY: passed on.
+        unsafe { cortex_m::panel(self, C::FORMAT, a) }
     }
 }
 

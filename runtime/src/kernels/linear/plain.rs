@@ -1,16 +1,16 @@
 //! Quantized weights times quantized activations without vectors: a row and a group at a time, one body for all formats.
 //!
-//! It is what the vector bodies are tested against, beside the naive reference, and what microcontrollers run; there a
-//! small body counts as much as a fast one.
+//! It is what the other bodies are tested against, beside the naive reference, and what small processors without the DSP
+//! extension run; there a small body counts as much as a fast one.
 
-use crate::kernels::isa::scalar::{GroupDot, f16_to_f32};
+use crate::kernels::isa::scalar::f16_to_f32;
 use crate::kernels::linear::LinearArgs;
 use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
 
 /// # Safety
 /// As [`LinearArgs`] says; the panel is of `format`.
 #[inline(never)]
-pub(super) unsafe fn panel<D: GroupDot>(format: WeightFormat, a: LinearArgs) {
+pub(super) unsafe fn panel(format: WeightFormat, a: LinearArgs) {
     let groups = a.k.div_ceil(GROUP);
     // SAFETY: groups, rows and tokens are those of the panel, of each row of activations and of the output.
     unsafe {
@@ -22,7 +22,7 @@ pub(super) unsafe fn panel<D: GroupDot>(format: WeightFormat, a: LinearArgs) {
                 let least = minimum(format, a.panel.add(multipliers_at), row);
                 let mut x = a.x;
                 for t in 0..a.tokens {
-                    let d = D::dot(&w, x.add(g * GROUP).cast()) as f32;
+                    let d = dot(&w, x.add(g * GROUP).cast()) as f32;
                     let xscale = x.add(groups * GROUP).cast::<f32>().add(g).read_unaligned();
                     let mut p = if format.multiplier_bytes() == 1 { d * m * xscale } else { d * (m * xscale) };
                     if format.has_minimum() {
@@ -42,6 +42,18 @@ pub(super) unsafe fn panel<D: GroupDot>(format: WeightFormat, a: LinearArgs) {
             }
         }
     }
+}
+
+/// `Σ w·x` of 32 signed bytes, four of `w` per word.
+///
+/// # Safety
+/// `x` is valid for reading 32 bytes.
+#[inline(always)]
+unsafe fn dot(w: &[u32; 8], x: *const i8) -> i32 {
+    let w: [i8; 32] = bytemuck::cast(w.map(u32::to_le));
+    // SAFETY: the caller vouches for 32 bytes.
+    let x = unsafe { x.cast::<[i8; 32]>().read_unaligned() };
+    w.into_iter().zip(x).map(|(w, x)| i32::from(w) * i32::from(x)).sum()
 }
 
 /// The multiplier of a row; 1 where the format has none.

@@ -1,0 +1,266 @@
+//! Quantized weights times quantized activations by the DSP extension: pairs of halfwords.
+//!
+//! A product costs half an instruction, bringing codes into halfwords costs more. So there is a way for each kind of code;
+//! linear codes stay unsigned, and Σx takes their offset out again:
+//!
+//! - int8: `sxtb16` spreads a word of codes to two pairs.
+//! - nibbles: those of the even and of the odd bytes, masked, are two pairs as they are. Bits from planes have a sum of
+//!   their own, which counts 16 times.
+//! - `q4`: a byte is two indices into the file's table, so a table for all bytes gives a pair at once. It is made anew for
+//!   each panel.
+//!
+//! The activations of a group are spread once for 16 rows, in the order in which a row meets them.
+
+use core::mem::MaybeUninit;
+
+use crate::kernels::isa::cortex_m::Dsp;
+use crate::kernels::linear::LinearArgs;
+use crate::kernels::linear::plain::{minimum, multiplier};
+use crate::weights::{GROUP, LINE, PANEL_ROWS, PLANE_PART, SLOT_ROW, WeightFormat};
+
+/// Activations of a group as pairs.
+type Pairs = [u32; GROUP / 2];
+
+/// # Safety
+/// As [`LinearArgs`] says; the panel is of `format`.
+#[inline(never)]
+pub(super) unsafe fn panel(dsp: Dsp, format: WeightFormat, a: LinearArgs) {
+    let groups = a.k.div_ceil(GROUP);
+    let mut table = MaybeUninit::<[u32; 256]>::uninit();
+    let table = table.as_mut_ptr();
+    let (mut dots, mut multipliers) = ([0; PANEL_ROWS], [0.0; PANEL_ROWS]);
+    // SAFETY: groups, rows and tokens are those of the panel, of each row of activations and of the output; the table is
+    // read for `q4` alone.
+    unsafe {
+        if format == WeightFormat::Q4 {
+            fill(table.cast(), &*a.codebook.cast());
+        }
+        for g in 0..groups {
+            let (codes_at, multipliers_at) = format.group_place(a.k, g);
+            let (codes, factors) = (a.panel.add(codes_at), a.panel.add(multipliers_at));
+            for (row, m) in multipliers.iter_mut().enumerate() {
+                *m = multiplier(format, factors, row);
+            }
+            let mut x = a.x;
+            for t in 0..a.tokens {
+                let group = x.add(g * GROUP).cast::<u32>();
+                let xscale = x.add(groups * GROUP).cast::<f32>().add(g).read_unaligned();
+                let sum = x.add(groups * (GROUP + 4)).cast::<i32>().add(g).read_unaligned();
+                if format == WeightFormat::Q4 {
+                    looked_up(dsp, table.cast(), codes, group, &mut dots);
+                } else if format.code_bits() == 8 {
+                    bytes(dsp, codes, group, &mut dots);
+                } else {
+                    nibbles(dsp, format, codes, group, sum, &mut dots);
+                }
+                let out = &mut *a.out.add(t);
+                for (row, ((out, d), m)) in out.iter_mut().zip(&dots).zip(&multipliers).enumerate() {
+                    let d = *d as f32;
+                    let mut p = if format.multiplier_bytes() == 1 { d * m * xscale } else { d * (m * xscale) };
+                    if format.has_minimum() {
+                        p += sum as f32 * (minimum(format, factors, row) * xscale);
+                    }
+                    *out += p;
+                }
+                x = x.wrapping_add(a.stride);
+            }
+        }
+        if format.has_row_scale() {
+            for t in 0..a.tokens {
+                for row in 0..PANEL_ROWS {
+                    (*a.out.add(t))[row] *= a.row_scales.add(row).read_unaligned();
+                }
+            }
+        }
+    }
+}
+
+/// The row in slot `i` of 16.
+#[inline(always)]
+const fn row_of(i: usize) -> usize {
+    i & 8 | SLOT_ROW[i & 7]
+}
+
+/// Where slot `i` of 16 is, from the beginning of a group's codes, in the first of its half's `lines`.
+#[inline(always)]
+const fn slot(i: usize, lines: usize) -> usize {
+    i / 8 * lines * LINE + i % 8 * 8
+}
+
+/// For every byte the codes of its low and its high nibble, as halfwords.
+///
+/// # Safety
+/// `table` is valid for writing 256 words.
+unsafe fn fill(table: *mut u32, codebook: &[u8; 16]) {
+    let codes = codebook.map(|c| u32::from(c).wrapping_sub(64) & 0xffff);
+    let mut at = table;
+    for high in &codes {
+        // Four at once, for as many registers.
+        for &[a, b, c, d] in codes.as_chunks::<4>().0 {
+            let high = high << 16;
+            // SAFETY: 16 · 4 times four words.
+            unsafe {
+                at.cast::<[u32; 4]>().write([a | high, b | high, c | high, d | high]);
+                at = at.add(4);
+            }
+        }
+    }
+}
+
+/// The pairs (0, 2), (1, 3) of each word, in the order of words in which [`bytes`] and [`nibbles`] read codes.
+///
+/// # Safety
+/// `x` is valid for reading 32 bytes, at any address.
+unsafe fn near_pairs(dsp: Dsp, x: *const u32, pairs: &mut Pairs) {
+    for (i, pair) in pairs.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        // SAFETY: the word is below 2 · 3 + 1.
+        *pair = dsp.pairs(unsafe { x.add(2 * PLANE_PART[i & 3] + i / 4).read_unaligned() });
+    }
+}
+
+/// The pairs (k, 16 + k), which share a byte of codes.
+///
+/// # Safety
+/// As [`near_pairs`].
+unsafe fn far_pairs(dsp: Dsp, x: *const u32, pairs: &mut Pairs) {
+    for (i, four) in pairs.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        // SAFETY: the words are below 8.
+        let (low, high) = unsafe { (x.add(i).read_unaligned(), x.add(4 + i).read_unaligned()) };
+        let ([a, b], [c, d]) = (dsp.pairs(low), dsp.pairs(high));
+        *four = [a & 0xffff | c << 16, b & 0xffff | d << 16, a >> 16 | c & 0xffff_0000, b >> 16 | d & 0xffff_0000];
+    }
+}
+
+/// The word at `at + offset`.
+///
+/// # Safety
+/// It is valid for reading, at any address.
+#[inline(always)]
+unsafe fn word(at: *const u8, offset: usize) -> u32 {
+    // SAFETY: the caller's.
+    unsafe { at.add(offset).cast::<u32>().read_unaligned() }
+}
+
+/// The dot products of 16 rows of int8 codes.
+///
+/// # Safety
+/// `codes` points to a group's codes, `x` to 32 activations.
+#[inline(never)]
+unsafe fn bytes(dsp: Dsp, codes: *const u8, x: *const u32, dots: &mut [i32; PANEL_ROWS]) {
+    let mut pairs = [0; GROUP / 2];
+    // SAFETY: the lines of a slot lie one after the other; four words four times.
+    unsafe {
+        near_pairs(dsp, x, &mut pairs);
+        for i in 0..PANEL_ROWS {
+            let (mut sum, mut x, at) = (0, pairs.as_ptr(), codes.add(slot(i, 4)));
+            for half in [0, 4] {
+                dsp.bytes(&mut sum, [word(at, half), word(at, half + 2 * LINE)], &mut x);
+                dsp.bytes(&mut sum, [word(at, half + LINE), word(at, half + 3 * LINE)], &mut x);
+            }
+            dots[row_of(i)] = sum;
+        }
+    }
+}
+
+/// The dot products of 16 rows of indices, whose codes `table` has in pairs.
+///
+/// # Safety
+/// As [`bytes`]; `table` holds 256 words.
+#[inline(never)]
+unsafe fn looked_up(dsp: Dsp, table: *const u32, codes: *const u8, x: *const u32, dots: &mut [i32; PANEL_ROWS]) {
+    let mut pairs = [0; GROUP / 2];
+    // SAFETY: as in `bytes`.
+    unsafe {
+        far_pairs(dsp, x, &mut pairs);
+        for i in 0..PANEL_ROWS {
+            let (mut sum, mut x, at) = (0, pairs.as_ptr(), codes.add(slot(i, 2)));
+            dsp.looked_up(&mut sum, word(at, 0), table, &mut x);
+            dsp.looked_up(&mut sum, word(at, 4), table, &mut x);
+            dsp.looked_up(&mut sum, word(at, LINE), table, &mut x);
+            dsp.looked_up(&mut sum, word(at, LINE + 4), table, &mut x);
+            dots[row_of(i)] = sum;
+        }
+    }
+}
+
+/// The dot products of 16 rows of linear codes of four to six bits; `sum_x` is that of the activations.
+///
+/// # Safety
+/// As [`bytes`].
+#[inline(never)]
+unsafe fn nibbles(
+    dsp: Dsp,
+    format: WeightFormat,
+    codes: *const u8,
+    x: *const u32,
+    sum_x: i32,
+    dots: &mut [i32; PANEL_ROWS],
+) {
+    let mut pairs = [0; GROUP / 2];
+    let high_bits = format.plane_bits();
+    // SAFETY: as in `bytes`; the planes follow the codes.
+    unsafe {
+        near_pairs(dsp, x, &mut pairs);
+        let planes = codes.add(format.code_bytes());
+        for i in 0..PANEL_ROWS {
+            let (mut sum, mut x, at) = (0, pairs.as_ptr(), codes.add(slot(i, 2)));
+            for half in [0, 4] {
+                dsp.nibbles(&mut sum, word(at, half), &mut x);
+                dsp.nibbles(&mut sum, word(at, half + LINE), &mut x);
+            }
+            if high_bits > 0 {
+                sum += planes_of(dsp, high_bits == 1, planes, i, &pairs) << 4;
+            }
+            dots[row_of(i)] = sum - sum_x * format.code_offset();
+        }
+    }
+}
+
+/// The bits above the nibbles of slot `i`; `single`: one for each code, in one line for both halves, else two.
+///
+/// # Safety
+/// `planes` points to a group's planes.
+#[inline(always)]
+unsafe fn planes_of(dsp: Dsp, single: bool, planes: *const u8, i: usize, pairs: &Pairs) -> i32 {
+    let (mut sum, mut x) = (0, pairs.as_ptr());
+    // SAFETY: as in `bytes`.
+    unsafe {
+        for half in [0, 4] {
+            let high = if single {
+                // Bits 0…3 of a byte to 0, 2, 4, 6.
+                let four = word(planes, slot(i & 7, 1) + half) >> ((i & 8) / 2) & 0x0f0f_0f0f;
+                let two = (four | four << 2) & 0x3333_3333;
+                (two | two << 1) & 0x5555_5555
+            } else {
+                word(planes, slot(i, 1) + half)
+            };
+            dsp.planes(&mut sum, high, &mut x);
+            dsp.planes(&mut sum, high >> 4, &mut x);
+        }
+    }
+    sum
+}
+
+/// As [`super::plain::row_codes`], code by code: it serves the embedding's rows alone here, so it has to be small.
+///
+/// # Safety
+/// `group` points to a group's codes of a quantized format, `codebook` to 16 bytes.
+pub(super) unsafe fn row_codes(format: WeightFormat, codebook: *const u8, group: *const u8, row: usize) -> [u32; 8] {
+    let mut codes = [0_u8; GROUP];
+    for (k, code) in codes.iter_mut().enumerate() {
+        let place = format.code_place(row, k);
+        // SAFETY: the places are the group's; indices into the table are nibbles.
+        unsafe {
+            let low = group.add(place.byte).read() >> place.shift;
+            *code = match format.code_bits() {
+                8 => low,
+                _ if format == WeightFormat::Q4 => codebook.add(usize::from(low & 15)).read().wrapping_sub(64),
+                bits => {
+                    let high = if bits > 4 { group.add(place.plane_byte).read() >> place.plane_shift } else { 0 };
+                    ((low & 15 | high << 4) & ((1 << bits) - 1)).wrapping_sub(format.code_offset() as u8)
+                }
+            };
+        }
+    }
+    bytemuck::cast(codes)
+}
