@@ -115,6 +115,13 @@ impl<'a> Thin<'a> {
         let first = panel * self.cols;
         &self.data[(first + cols.start) * bytes..(first + cols.end) * bytes]
     }
+
+    /// The panels `range`, one after the other.
+    #[must_use]
+    pub fn panels(&self, range: core::ops::Range<usize>) -> &'a [u8] {
+        let bytes = self.format.thin_panel_bytes(self.cols);
+        &self.data[range.start * bytes..range.end * bytes]
+    }
 }
 
 fn err(kind: ErrorKind, what: &'static str) -> Error {

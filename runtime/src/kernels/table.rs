@@ -10,7 +10,7 @@ use super::elementwise::{self, Act};
 use super::isa::{Isa, scalar};
 use super::kv::{self, StoreArgs};
 use super::level::Level;
-use super::linear::{self, LinearArgs};
+use super::linear::{self, LinearArgs, ThinArgs};
 use super::norm;
 use super::quantize_row::{self, QuantizeArgs};
 use super::rotary::{self, RotaryStyle};
@@ -154,6 +154,10 @@ tables! {
         linear_i5m: fn(args: LinearArgs) = linear::int_panel::<_, linear::I5M>;
     }
     floats {
+        /// Adds products of thin panels of f32.
+        add_thin_f32: fn(args: ThinArgs) = linear::add_thin::<_, linear::Single>;
+        /// Adds products of thin panels of f16.
+        add_thin_f16: fn(args: ThinArgs) = linear::add_thin::<_, linear::Half>;
         /// An activation, times a second operand if there is one.
         activate: fn(act: Act, x: *const f32, up: *const f32, out: *mut f32, n: usize) = elementwise::activate;
         /// a + b.

@@ -78,7 +78,7 @@ fn low_rank(kernels: &Kernels, a: &Thin<'_>, b: &Thin<'_>, weight: f32, index: u
         for (panel, out) in out.chunks_mut(PANEL_ROWS).enumerate() {
             let mut sums = [[0.0_f32; PANEL_ROWS]];
             let x = ActRows::floats(&t, RANKS);
-            kernels.thin_panel(b.format, b.panel(panel, ranks.clone()), ranks.len(), x, &mut sums);
+            kernels.add_thin_panels(b.format, b.panel(panel, ranks.clone()), ranks.len(), x, 1, &mut sums);
             for (out, s) in out.iter_mut().zip(sums[0]) {
                 *out += s;
             }

@@ -6,7 +6,7 @@
 //! which adapters act go alone, each with its own updates.
 
 use super::Context;
-use super::linear::{TASKS_PER_THREAD, TOKEN_BLOCK};
+use super::linear::{TOKEN_BLOCK, panels_per_task};
 use super::low_rank::{LowRank, Site};
 use super::patches::Patches;
 use crate::format::record::{NONE, Operand, RowKind};
@@ -78,7 +78,7 @@ pub fn linear(cx: &mut Context<'_, '_>, op: &Op) {
     let update = patched.then_some((cx.patches, values));
     let job = Job { kernels, file, x, route, first: weight, slot, weighted, add, update, kind };
     let panels = (width as usize).div_ceil(PANEL_ROWS);
-    let per_task = panels.div_ceil(cx.workers.count() * TASKS_PER_THREAD).max(1);
+    let per_task = panels_per_task(panels, cx.workers);
     y.each_block(cx.workers, PANEL_ROWS, per_task, |cols| job.task(cols));
 }
 
@@ -128,7 +128,6 @@ impl Job<'_, '_> {
         let Some(Tensor::Panels { format, cols, data, .. }) = self.file.tensor(self.first + expert) else { return };
         let panel_bytes = format.panel_bytes(cols);
         let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
-        let mut work = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
         for p in 0..out.width().div_ceil(PANEL_ROWS) {
             let index = out.first_block + p;
             let panel = &data[index * panel_bytes..][..panel_bytes];
@@ -139,7 +138,7 @@ impl Job<'_, '_> {
                 let tile = &mut tile[..run.count];
                 self.kernels.linear_panel(format, &self.file.header.codebook, panel, cols, rows, tile);
                 if let Some((update, values)) = update {
-                    update.update(self.kernels, values, index, first, tile, &mut work);
+                    update.update(self.kernels, values, index..index + 1, first, tile);
                 }
                 for (i, sums) in tile.iter().enumerate() {
                     let row = first + run.start + i * run.step;

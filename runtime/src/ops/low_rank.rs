@@ -62,7 +62,6 @@ impl Term<'_> {
         panel: usize,
         first: usize,
         sums: &mut [[f32; PANEL_ROWS]],
-        tile: &mut [[f32; PANEL_ROWS]; MAX_TOKENS],
     ) {
         let column = panel * PANEL_ROWS;
         if let Some((rows, outputs)) = self.overlap(&(first..first + sums.len()), &(column..column + PANEL_ROWS)) {
@@ -75,7 +74,8 @@ impl Term<'_> {
             if let Some(b) = &self.b {
                 for q in own.start / PANEL_ROWS..own.end.div_ceil(PANEL_ROWS) {
                     let x = ActRows::new(&values.span(rows.start, n)[t0 * 4..], values.stride());
-                    kernels.thin_panel(b.format, b.panel(q, 0..b.cols), t1 - t0, x, &mut tile[..n]);
+                    let mut tile = [[0.0; PANEL_ROWS]; MAX_TOKENS];
+                    kernels.add_thin_panels(b.format, b.panels(q..q + 1), t1 - t0, x, n, &mut tile[..n]);
                     let part = own.start.max(q * PANEL_ROWS)..own.end.min((q + 1) * PANEL_ROWS);
                     for (sums, update) in sums.iter_mut().zip(tile.iter()) {
                         let to = lanes.start + (part.start - own.start);
@@ -151,7 +151,9 @@ impl<'m> LowRank<'m> {
             pass.rows.end = run.rows.end;
             if terms > 0 {
                 let rows = run.rows.clone();
-                pass.extend(&file, &run, slots.clone(), |p, at, weight| project(cx, site, p, rows.clone(), at, weight));
+                pass.extend(&file, &run, slots.clone(), |p, panels, at, weight| {
+                    project(cx, site, p, rows.clone(), panels, at, weight);
+                });
             }
         }
         pass
@@ -161,7 +163,7 @@ impl<'m> LowRank<'m> {
     pub fn of_row(file: &File<'m>, run: &Run<'_, 'm>, slots: Range<u32>) -> Self {
         let row = run.rows.start;
         let mut pass = Self { rows: row..row + 1, terms: [None; MAX_TERMS], count: 0, biased: false };
-        pass.extend(file, run, slots, |_, _, _| {});
+        pass.extend(file, run, slots, |_, _, _, _| {});
         pass
     }
 
@@ -170,7 +172,9 @@ impl<'m> LowRank<'m> {
         let (file, row) = (cx.file, run.rows.start);
         let mut pass = Self { rows: row..row + 1, terms: [None; MAX_TERMS], count: 0, biased: false };
         let slots = linear_slots(&file, site.slot, site.weight);
-        pass.extend(&file, run, slots, |p, at, weight| project(cx, site, p, row..row + 1, at, weight));
+        pass.extend(&file, run, slots, |p, panels, at, weight| {
+            project(cx, site, p, row..row + 1, panels, at, weight);
+        });
     }
 
     /// Whether nothing acts.
@@ -178,13 +182,14 @@ impl<'m> LowRank<'m> {
         self.count == 0
     }
 
-    /// Adds what acts on a run; `project` is called for every A with its first column and the adapter's weight.
+    /// Adds what acts on a run; `project` is called for every A, with the panels of it that these slots use, the first
+    /// column of its values and the adapter's weight.
     fn extend(
         &mut self,
         file: &File<'m>,
         run: &Run<'_, 'm>,
         slots: Range<u32>,
-        mut project: impl FnMut(&Patch<'m>, usize, f32),
+        mut project: impl FnMut(&Patch<'m>, Range<usize>, usize, f32),
     ) {
         let mut t = 0;
         for active in run.acting() {
@@ -193,7 +198,12 @@ impl<'m> LowRank<'m> {
                 let Some(p) = active.adapter.patch(slot) else { continue };
                 if p.record.a != NONE && p.record.a != shared {
                     (shared, at) = (p.record.a, t);
-                    project(&p, at, active.weight);
+                    // Slots of one input may be in several tensors of the base: each takes its own part of the stack.
+                    let sharing = (slot..slots.end).filter_map(|s| active.adapter.patch(s));
+                    let used = sharing.filter(|s| s.record.a == shared).map(|s| ranks(&s));
+                    let used = used.fold(ranks(&p), |all, r| all.start.min(r.start)..all.end.max(r.end));
+                    let panels = used.start / PANEL_ROWS..used.end.div_ceil(PANEL_ROWS);
+                    project(&p, panels, at, active.weight);
                     t += columns(&p);
                 }
                 let s = &file.slots[slot as usize];
@@ -203,69 +213,68 @@ impl<'m> LowRank<'m> {
     }
 
     fn add(&mut self, p: &Patch<'m>, rows: &Range<usize>, outputs: (usize, usize), at: usize) {
-        let (r, b, indices) = (p.record, p.b(), p.indices());
-        let rank = match (r.a, b, indices.len()) {
-            (NONE, ..) => 0,
-            (_, Some(b), _) => b.cols,
-            (_, None, 0) => outputs.1 - outputs.0,
-            (_, None, n) => n,
-        };
-        let t = at + r.a_row as usize;
+        let (r, t) = (p.record, ranks(p));
         let bias = p.vector(r.bias);
         self.biased |= bias.is_some();
         self.terms[self.count] = Some(Term {
             rows: (rows.start, rows.end),
             outputs,
-            t: (t, t + rank),
-            b,
-            indices,
+            t: (at + t.start, at + t.end),
+            b: p.b(),
+            indices: p.indices(),
             gain: p.vector(r.gain),
             bias,
         });
         self.count += 1;
     }
 
-    /// Adds the updates to a panel's sums for the rows from `first` on, and applies gains. `values` are the low-rank
-    /// values, `tile` is a place to work.
+    /// Adds the updates to the sums of some panels, and applies gains. `sums` holds the rows from `first` on of the first
+    /// panel, then those of the next; several panels come with one row. `values` are the low-rank values.
     pub fn update(
         &self,
         kernels: &Kernels,
         values: &Rows<'_>,
-        panel: usize,
+        panels: Range<usize>,
         first: usize,
         sums: &mut [[f32; PANEL_ROWS]],
-        tile: &mut [[f32; PANEL_ROWS]; MAX_TOKENS],
     ) {
-        let column = panel * PANEL_ROWS;
+        let n = sums.len() / panels.len();
+        debug_assert!(n == 1 || panels.len() == 1, "a part of some rows of some panels is no run");
         for term in self.terms[..self.count].iter().flatten() {
-            let rows = first.max(term.rows.0)..(first + sums.len()).min(term.rows.1);
-            if rows.start >= rows.end || column >= term.outputs.1 || column + PANEL_ROWS <= term.outputs.0 {
+            let rows = first.max(term.rows.0)..(first + n).min(term.rows.1);
+            let columns = panels.start * PANEL_ROWS..panels.end * PANEL_ROWS;
+            if rows.is_empty() || term.outputs.0 >= columns.end || term.outputs.1 <= columns.start {
                 continue;
             }
-            // Whole panels of a slot, as in every model whose heads are a multiple of 16 wide.
-            let aligned = column >= term.outputs.0
-                && column + PANEL_ROWS <= term.outputs.1
-                && (column - term.outputs.0).is_multiple_of(PANEL_ROWS);
-            if let (true, Some(b)) = (aligned, &term.b) {
-                let sums = &mut sums[rows.start - first..rows.end - first];
-                let own = column - term.outputs.0;
-                let tile = &mut tile[..sums.len()];
-                let (t0, t1) = term.t;
-                let x = ActRows::new(&values.span(rows.start, sums.len())[t0 * 4..], values.stride());
-                kernels.thin_panel(b.format, b.panel(own / PANEL_ROWS, 0..b.cols), t1 - t0, x, tile);
-                let gain = term.gain.and_then(|g| g[own..].first_chunk::<PANEL_ROWS>());
-                for (sums, update) in sums.iter_mut().zip(tile) {
-                    for (s, u) in sums.iter_mut().zip(update) {
-                        *s += *u;
-                    }
-                    if let Some(gain) = gain {
-                        for (s, g) in sums.iter_mut().zip(gain) {
-                            *s *= g;
+            // Whole panels of a slot that begins with one, as in every model whose heads are a multiple of 16 wide.
+            let mut whole = panels.start..panels.start;
+            if let (Some(b), true) = (&term.b, term.outputs.0.is_multiple_of(PANEL_ROWS)) {
+                let slot = term.outputs.0 / PANEL_ROWS;
+                whole.start = panels.start.max(slot);
+                whole.end = panels.end.min(term.outputs.1 / PANEL_ROWS).max(whole.start);
+                if !whole.is_empty() {
+                    let from = (whole.start - panels.start) * n + rows.start - first;
+                    let sums = &mut sums[from..from + whole.len() * rows.len()];
+                    let (t0, t1) = term.t;
+                    let x = ActRows::new(&values.span(rows.start, rows.len())[t0 * 4..], values.stride());
+                    let b_panels = b.panels(whole.start - slot..whole.end - slot);
+                    kernels.add_thin_panels(b.format, b_panels, t1 - t0, x, rows.len(), sums);
+                    if let Some(gain) = term.gain {
+                        let gain = gain[(whole.start - slot) * PANEL_ROWS..].chunks_exact(PANEL_ROWS);
+                        for (sums, gain) in sums.chunks_exact_mut(rows.len()).zip(gain) {
+                            for (s, g) in sums.iter_mut().flat_map(|s| s.iter_mut().zip(gain)) {
+                                *s *= g;
+                            }
                         }
                     }
                 }
-            } else {
-                term.update_part(kernels, values, panel, first, sums, tile);
+            }
+            // The other panels in which it has outputs.
+            let all =
+                panels.start.max(term.outputs.0 / PANEL_ROWS)..panels.end.min(term.outputs.1.div_ceil(PANEL_ROWS));
+            for panel in (all.start..whole.start).chain(whole.end.max(all.start)..all.end) {
+                let from = (panel - panels.start) * n;
+                term.update_part(kernels, values, panel, first, &mut sums[from..from + n]);
             }
         }
     }
@@ -289,27 +298,47 @@ impl<'m> LowRank<'m> {
     }
 }
 
+/// The rows of a patch's A that it uses.
+fn ranks(p: &Patch<'_>) -> Range<usize> {
+    let first = p.record.a_row as usize;
+    let count = match (p.record.a, p.b(), p.indices().len()) {
+        (NONE, ..) => 0,
+        (_, Some(b), _) => b.cols,
+        (_, None, 0) => p.record.rows as usize,
+        (_, None, n) => n,
+    };
+    first..first + count
+}
+
 /// Columns that the values of a patch's A take.
 fn columns(p: &Patch<'_>) -> usize {
     (p.file.tensors[p.record.a as usize].rows as usize).next_multiple_of(PANEL_ROWS)
 }
 
-/// `t = weight · (A·x)` for some rows, into columns from `at` on.
-fn project(cx: &mut Context<'_, '_>, site: Site, p: &Patch<'_>, rows: Range<usize>, at: usize, weight: f32) {
+/// `t = weight · (A·x)` for some rows and panels of A, whose first panel's values begin in column `at`.
+fn project(
+    cx: &mut Context<'_, '_>,
+    site: Site,
+    p: &Patch<'_>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    at: usize,
+    weight: f32,
+) {
     let Some(a) = p.file.tensor(p.record.a) else { return };
-    let width = columns(p);
+    let width = panels.len() * PANEL_ROWS;
     let (kernels, codebook) = (cx.kernels, &cx.file.header.codebook);
     let (out, x) = cx.arena.low_rank_mut((site.input, site.cols));
     let workers: &dyn Workers = if rows.len() * width * site.cols < ALONE { &Inline } else { cx.workers };
     let quantized = !site.format.is_float();
-    out.columns(at, width).tiles(workers, rows, MAX_TOKENS, PANEL_ROWS, |mut tile| {
-        let (first, n, panel) = (tile.first_row, tile.rows(), tile.first_block);
+    out.columns(at + panels.start * PANEL_ROWS, width).tiles(workers, rows, MAX_TOKENS, PANEL_ROWS, |mut tile| {
+        let (first, n, panel) = (tile.first_row, tile.rows(), panels.start + tile.first_block);
         let mut sums = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
         let sums = &mut sums[..n];
         let span = || ActRows::new(x.span(first, n), x.stride());
         match a {
             Tensor::Thin(a) if !quantized => {
-                kernels.thin_panel(a.format, a.panel(panel, 0..a.cols), a.cols, span(), sums);
+                kernels.add_thin_panels(a.format, a.panels(panel..panel + 1), a.cols, span(), n, sums);
             }
             Tensor::Thin(a) => {
                 for (i, sums) in sums.iter_mut().enumerate() {
@@ -323,8 +352,8 @@ fn project(cx: &mut Context<'_, '_>, site: Site, p: &Patch<'_>, rows: Range<usiz
                                 *out = f32::from(code) * scale;
                             }
                         }
-                        let n = range.len();
-                        kernels.thin_panel(a.format, a.panel(panel, range), n, ActRows::floats(&floats, CONVERT), sums);
+                        let (n, x) = (range.len(), ActRows::floats(&floats, CONVERT));
+                        kernels.add_thin_panels(a.format, a.panel(panel, range), n, x, 1, sums);
                     });
                 }
             }

@@ -1,12 +1,11 @@
 //! What unmerged mode costs: opening and switching adapters, the memory of a hundred, and the speed of a step, with the
 //! mode prepared but no adapter acting, and with one acting.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use lora_runtime::format::EntryKind;
-use lora_runtime::kernels::Kernels;
 use lora_runtime::map::Mapping;
 use lora_runtime::program::{AdapterNeeds, SessionConfig};
 use lora_runtime::session::workers::Inline;
@@ -14,6 +13,7 @@ use lora_runtime::threads::ArenaBox;
 use lora_runtime::{Active, Adapter, Model, Segment, Session, Set, Step};
 
 use crate::clock::Clock;
+use crate::lora::Options;
 use crate::stats::Spread;
 
 const PROMPT: u32 = 128;
@@ -34,6 +34,8 @@ pub struct Args {
     /// Tokens to generate on every side; an eighth as many prompts
     #[arg(long, default_value_t = 64)]
     pub rounds: usize,
+    #[command(flatten)]
+    pub options: Options,
 }
 
 /// Runs the verb.
@@ -43,12 +45,13 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let base = Mapping::open(&args.base).with_context(|| args.base.display().to_string())?;
     let model = Model::open(&base).map_err(|e| anyhow!("{e}"))?;
-    opening(&model, &args.adapter)?;
-    speed(model, &args.adapter, args.rounds)
+    opening(&model, args)?;
+    speed(model, args)
 }
 
 /// Maps the adapter a hundred times, attaches every mapping, and switches between them.
-fn opening(model: &Model<'_>, path: &Path) -> Result<()> {
+fn opening(model: &Model<'_>, args: &Args) -> Result<()> {
+    let (path, kernels) = (&args.adapter, args.options.kernels()?);
     let bytes = std::fs::metadata(path).with_context(|| path.display().to_string())?.len() as usize;
     let before = resident()?;
     let maps = (0..MANY).map(|_| Mapping::open(path)).collect::<std::io::Result<Vec<_>>>()?;
@@ -62,10 +65,10 @@ fn opening(model: &Model<'_>, path: &Path) -> Result<()> {
     let attached = resident()?;
     let sets: Vec<Set<'_>> =
         adapters.iter().map(|a| Set::new(&[Active::new(a)]).map_err(|e| anyhow!("{e}"))).collect::<Result<_>>()?;
-    let config = config(model, adapters[0].needs());
+    let config = config(args, adapters[0].needs());
     let mut arena = ArenaBox::new(usize::try_from(model.plan(&config).arena_bytes)?);
     let mut session =
-        Session::new(*model, config, Kernels::best(), &Inline, arena.as_mut_slice()).map_err(|e| anyhow!("{e}"))?;
+        Session::new(*model, config, kernels, &Inline, arena.as_mut_slice()).map_err(|e| anyhow!("{e}"))?;
     let start = Instant::now();
     for set in &sets {
         session.select(*set).map_err(|e| anyhow!("{e}"))?;
@@ -87,8 +90,9 @@ fn opening(model: &Model<'_>, path: &Path) -> Result<()> {
 }
 
 /// Steps without the mode, with it but no adapter, and with the adapter.
-fn speed(model: Model<'_>, path: &Path, rounds: usize) -> Result<()> {
-    let map = Mapping::open(path)?;
+fn speed(model: Model<'_>, args: &Args) -> Result<()> {
+    let kernels = args.options.kernels()?;
+    let map = Mapping::open(&args.adapter)?;
     let adapter = Adapter::attach(&model, &map).map_err(|e| anyhow!("{e}"))?;
     let set = Set::new(&[Active::new(&adapter)]).map_err(|e| anyhow!("{e}"))?;
     let sides = [
@@ -98,18 +102,18 @@ fn speed(model: Model<'_>, path: &Path, rounds: usize) -> Result<()> {
     ];
     let mut arenas: Vec<ArenaBox> = sides
         .iter()
-        .map(|(_, needs, _)| Ok(ArenaBox::new(usize::try_from(model.plan(&config(&model, *needs)).arena_bytes)?)))
+        .map(|(_, needs, _)| Ok(ArenaBox::new(usize::try_from(model.plan(&config(args, *needs)).arena_bytes)?)))
         .collect::<Result<_>>()?;
     let mut sessions = Vec::new();
     for ((_, needs, set), arena) in sides.iter().zip(&mut arenas) {
-        let made = Session::new(model, config(&model, *needs), Kernels::best(), &Inline, arena.as_mut_slice());
+        let made = Session::new(model, config(args, *needs), kernels, &Inline, arena.as_mut_slice());
         let mut session = made.map_err(|e| anyhow!("{e}"))?;
         session.select(*set).map_err(|e| anyhow!("{e}"))?;
         sessions.push(session);
     }
     let prompt: Vec<u32> = (0..PROMPT).map(|i| i % 97 + 3).collect();
     let mut times = [[const { Vec::new() }; 3], [const { Vec::new() }; 3]];
-    for round in 0..rounds {
+    for round in 0..args.rounds {
         // Turn and turn about, so that no side always comes first.
         for i in 0..3 {
             let side = (round + i) % 3;
@@ -137,14 +141,14 @@ fn speed(model: Model<'_>, path: &Path, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-fn config(model: &Model<'_>, adapters: AdapterNeeds) -> SessionConfig {
+fn config(args: &Args, adapters: AdapterNeeds) -> SessionConfig {
     SessionConfig {
         context: PROMPT + 8,
         tokens: PROMPT,
         outputs: 1,
         source: 0,
         sequences: 1,
-        kv: model.kv_type(),
+        kv: args.options.kv,
         adapters,
     }
 }

@@ -125,6 +125,29 @@ fn segments_with_different_adapters_get_the_bits_that_they_get_alone() {
     }
 }
 
+/// In a 4-bit pack the values are a tensor of their own, but share the stack of A with queries and keys.
+#[test]
+fn slots_in_several_tensors_take_their_part_of_a_stack() {
+    for (base, factors) in [
+        (WeightFormat::F32, WeightFormat::F32),
+        (WeightFormat::Q4, WeightFormat::F32),
+        (WeightFormat::Q4, WeightFormat::Q8),
+        (WeightFormat::Q8, WeightFormat::Q8),
+    ] {
+        let file = aligned(&tiny_llama(base));
+        let model = Model::open(file.bytes()).unwrap();
+        let files = [(0, 3), (0, 2), (2, 3)].map(|(from, to)| adapter(Kind::Attention(from, to), 5, factors));
+        let [all, first, rest] = files.each_ref().map(|f| Adapter::attach(&model, f.bytes()).unwrap());
+        assert_eq!((all.needs().rank, first.needs().rank, rest.needs().rank), (64, 48, 32));
+        let together = Set::new(&[Active::new(&all)]).unwrap();
+        let apart = Set::new(&[Active::new(&first), Active::new(&rest)]).unwrap();
+        let run = |set| alone(model, set, &Inline, &[4, 40, 3, 7, 2, 47, 8], 7);
+        assert_eq!(run(together), run(apart), "{} on {}", factors.name(), base.name());
+        assert_ne!(run(together), run(Set::new(&[Active::new(&first)]).unwrap()));
+        assert_ne!(run(together), run(Set::BASE));
+    }
+}
+
 #[test]
 fn an_activated_adapter_shares_the_base_up_to_its_invocation() {
     let file = aligned(&tiny_llama(WeightFormat::Q8));

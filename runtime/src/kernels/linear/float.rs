@@ -4,8 +4,8 @@
 //! sum is added to the row's. The groups' sums do not depend on each other, which hides the latency of the additions.
 
 use crate::kernels::isa::Isa;
-use crate::kernels::linear::LinearArgs;
-use crate::weights::{GROUP, PANEL_ROWS};
+use crate::kernels::linear::{LinearArgs, ThinArgs};
+use crate::weights::{GROUP, LINE, PANEL_ROWS};
 
 /// How float weights are stored.
 pub(crate) trait Stored {
@@ -42,6 +42,8 @@ impl Stored for Half {
 
 /// Tokens whose sums are held in registers together.
 const TILE: usize = 4;
+/// Inputs that are taken without asking for the end: a divisor of the group.
+const STEP: usize = 8;
 
 /// The body of the float linear entries.
 ///
@@ -49,15 +51,99 @@ const TILE: usize = 4;
 /// As [`LinearArgs`] says; the panel is of `W`'s format.
 #[inline(always)]
 pub(crate) unsafe fn panel<I: Isa, W: Stored>(isa: I, a: LinearArgs) {
+    // SAFETY: passed on.
+    unsafe {
+        tokens::<I, W, false>(
+            isa,
+            Place { panel: a.panel, next: 0, k: a.k, x: a.x, stride: a.stride, out: a.out },
+            a.tokens,
+        )
+    }
+}
+
+/// The body of the thin entries: products of panels that follow each other are added to the sums.
+///
+/// # Safety
+/// As [`ThinArgs`] says; the panels are of `W`'s format.
+#[inline(always)]
+pub(crate) unsafe fn add_thin<I: Isa, W: Stored>(isa: I, a: ThinArgs) {
+    let next = a.k * PANEL_ROWS * W::BYTES;
+    let at = Place { panel: a.panels, next, k: a.k, x: a.x, stride: a.stride, out: a.out };
+    if a.tokens == 1 {
+        // SAFETY: passed on.
+        return unsafe { add_thin_row::<I, W>(isa, at, a.count) };
+    }
+    let mut panel = 0;
+    while panel < a.count {
+        let (from, out) = (at.panel.wrapping_add(panel * next), at.out.wrapping_add(panel * a.tokens));
+        // SAFETY: the panel is one of `count`, and so are its rows of the sums.
+        unsafe { tokens::<I, W, true>(isa, Place { panel: from, out, ..at }, a.tokens) };
+        panel += 1;
+    }
+}
+
+/// One token, whose sums follow each other as the panels' rows do: they are taken four registers at a time, so that narrow
+/// panels keep the adders busy.
+///
+/// # Safety
+/// `a` has `count` panels, and as many rows of sums.
+#[inline(always)]
+unsafe fn add_thin_row<I: Isa, W: Stored>(isa: I, mut a: Place, count: usize) {
+    let at_once = if I::L * 4 > PANEL_ROWS { I::L * 4 / PANEL_ROWS } else { 1 };
+    // The next call takes up where this one ends, after many lines of the base: too far for the hardware's own guess.
+    let ahead = count * a.next;
+    let mut left = count;
+    while left > 0 {
+        let panels = if left >= at_once { at_once } else { 1 };
+        let mut line = 0;
+        while line < panels * a.next {
+            isa.prefetch(a.panel.wrapping_add(ahead + line));
+            line += LINE;
+        }
+        // SAFETY: so many panels are left.
+        unsafe {
+            if left < at_once {
+                strips::<I, W, true, 1>(isa, a, 0);
+            } else if I::L == 1 {
+                let mut row = 0;
+                while row < PANEL_ROWS {
+                    tile::<I, W, true, 4, 1>(isa, a, 0, row);
+                    row += 4;
+                }
+            } else {
+                tile::<I, W, true, 4, 1>(isa, a, 0, 0);
+            }
+        }
+        a.panel = a.panel.wrapping_add(panels * a.next);
+        a.out = a.out.wrapping_add(panels);
+        left -= panels;
+    }
+}
+
+/// A panel of `k` inputs, rows of activations and of sums; the next panel is `next` bytes further.
+#[derive(Clone, Copy)]
+struct Place {
+    panel: *const u8,
+    next: usize,
+    k: usize,
+    x: *const u8,
+    stride: usize,
+    out: *mut [f32; PANEL_ROWS],
+}
+
+/// # Safety
+/// The panel is whole, and the activations and sums have `count` tokens.
+#[inline(always)]
+unsafe fn tokens<I: Isa, W: Stored, const ADD: bool>(isa: I, a: Place, count: usize) {
     // SAFETY: tiles lie within the tokens, strips within the panel's rows.
     unsafe {
         let mut t = 0;
-        while t + TILE <= a.tokens {
-            strips::<I, W, TILE>(isa, a, t);
+        while t + TILE <= count {
+            strips::<I, W, ADD, TILE>(isa, a, t);
             t += TILE;
         }
-        while t < a.tokens {
-            strips::<I, W, 1>(isa, a, t);
+        while t < count {
+            strips::<I, W, ADD, 1>(isa, a, t);
             t += 1;
         }
     }
@@ -66,51 +152,51 @@ pub(crate) unsafe fn panel<I: Isa, W: Stored>(isa: I, a: LinearArgs) {
 /// All rows for the tokens `t..t + T`, in passes over two registers of rows (over one where the panel has only one).
 ///
 /// # Safety
-/// As [`panel`]; the tokens exist.
+/// As [`tokens`]; the tokens exist.
 #[inline(always)]
-unsafe fn strips<I: Isa, W: Stored, const T: usize>(isa: I, a: LinearArgs, t: usize) {
+unsafe fn strips<I: Isa, W: Stored, const ADD: bool, const T: usize>(isa: I, a: Place, t: usize) {
     let mut row = 0;
     while row < PANEL_ROWS {
         // SAFETY: passed on.
         unsafe {
             if I::L == PANEL_ROWS {
-                tile::<I, W, 1, T>(isa, a, t, row);
+                tile::<I, W, ADD, 1, T>(isa, a, t, row);
             } else {
-                tile::<I, W, 2, T>(isa, a, t, row);
+                tile::<I, W, ADD, 2, T>(isa, a, t, row);
             }
         }
         row += if I::L == PANEL_ROWS { I::L } else { 2 * I::L };
     }
 }
 
+/// Rows `row..row + R·L` of the panel and of those behind it, for the tokens `t..t + T`.
+///
 /// # Safety
-/// As [`panel`]; rows `row..row + R·L` and tokens `t..t + T` exist.
+/// As [`tokens`]; the rows and tokens exist, and `row` is below 16. With rows of several panels there is one token.
 #[inline(always)]
-unsafe fn tile<I: Isa, W: Stored, const R: usize, const T: usize>(isa: I, a: LinearArgs, t: usize, row: usize) {
+unsafe fn tile<I: Isa, W: Stored, const ADD: bool, const R: usize, const T: usize>(
+    isa: I,
+    a: Place,
+    t: usize,
+    row: usize,
+) {
     let mut acc = [[isa.splat(0.0); R]; T];
     let mut k = 0;
     while k < a.k {
         let end = if a.k - k < GROUP { a.k } else { k + GROUP };
         let mut group = [[isa.splat(0.0); R]; T];
-        while k < end {
-            let mut w = [isa.splat(0.0); R];
-            let mut r = 0;
-            while r < R {
-                // SAFETY: k is below the panel's inputs and the rows are below 16.
-                w[r] = unsafe { W::load(isa, a.panel.add((k * PANEL_ROWS + row + r * I::L) * W::BYTES)) };
-                r += 1;
-            }
+        while k + STEP <= end {
             let mut i = 0;
-            while i < T {
-                // SAFETY: row t + i of the activations has k inputs.
-                let x = isa.splat(unsafe { a.x.add((t + i) * a.stride).cast::<f32>().add(k).read_unaligned() });
-                let mut r = 0;
-                while r < R {
-                    group[i][r] = isa.add(group[i][r], isa.mul(w[r], x));
-                    r += 1;
-                }
+            while i < STEP {
+                // SAFETY: k + i is below the panel's inputs.
+                unsafe { input::<I, W, R, T>(isa, a, t, row, k + i, &mut group) };
                 i += 1;
             }
+            k += STEP;
+        }
+        while k < end {
+            // SAFETY: k is below the panel's inputs.
+            unsafe { input::<I, W, R, T>(isa, a, t, row, k, &mut group) };
             k += 1;
         }
         let mut i = 0;
@@ -128,7 +214,46 @@ unsafe fn tile<I: Isa, W: Stored, const R: usize, const T: usize>(isa: I, a: Lin
         let mut r = 0;
         while r < R {
             // SAFETY: the output has the token and the row.
-            unsafe { isa.store(a.out.add(t + i).cast::<f32>().add(row + r * I::L), acc[i][r]) };
+            unsafe {
+                let out = a.out.add(t + i).cast::<f32>().add(row + r * I::L);
+                isa.store(out, if ADD { isa.add(isa.load(out), acc[i][r]) } else { acc[i][r] });
+            }
+            r += 1;
+        }
+        i += 1;
+    }
+}
+
+/// Adds the products of input `k` to a group's sums.
+///
+/// # Safety
+/// As [`tile`]; the panel and the activations have the input.
+#[inline(always)]
+unsafe fn input<I: Isa, W: Stored, const R: usize, const T: usize>(
+    isa: I,
+    a: Place,
+    t: usize,
+    row: usize,
+    k: usize,
+    group: &mut [[I::F; R]; T],
+) {
+    let mut w = [isa.splat(0.0); R];
+    let mut r = 0;
+    while r < R {
+        let at = row + r * I::L;
+        // SAFETY: the panels have the input and the rows.
+        w[r] = unsafe {
+            W::load(isa, a.panel.add(at / PANEL_ROWS * a.next + (k * PANEL_ROWS + at % PANEL_ROWS) * W::BYTES))
+        };
+        r += 1;
+    }
+    let mut i = 0;
+    while i < T {
+        // SAFETY: row t + i of the activations has the input.
+        let x = isa.splat(unsafe { a.x.add((t + i) * a.stride).cast::<f32>().add(k).read_unaligned() });
+        let mut r = 0;
+        while r < R {
+            group[i][r] = isa.add(group[i][r], isa.mul(w[r], x));
             r += 1;
         }
         i += 1;

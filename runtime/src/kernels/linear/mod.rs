@@ -52,7 +52,7 @@ pub use pack::{Multipliers, QuantizedRows, pack_float, pack_float_panel};
 
 use codes::Codes;
 pub(super) use codes::{I4, I4M, I5, I5M, Q4, Q4L, Q5, Q6, Q8, Q8R};
-pub(super) use float::{Half, Single, panel as float_panel};
+pub(super) use float::{Half, Single, add_thin, panel as float_panel};
 
 /// Most tokens that one call of [`Kernels::linear_panel`] takes.
 pub const MAX_TOKENS: usize = 16;
@@ -76,6 +76,12 @@ impl<'a> ActRows<'a> {
     pub fn floats(rows: &'a [f32], stride: usize) -> Self {
         Self { bytes: bytemuck::cast_slice(rows), stride: 4 * stride }
     }
+    /// Panics unless there are `count` rows of at least `row` bytes.
+    #[inline]
+    fn check(&self, count: usize, row: usize) {
+        let end = self.stride.checked_mul(count - 1).and_then(|last| last.checked_add(row));
+        assert!(end.is_some_and(|end| end <= self.bytes.len()), "activation rows too short");
+    }
     /// The rows from number `n` on.
     ///
     /// # Panics
@@ -98,6 +104,23 @@ pub(super) struct LinearArgs {
     panel: *const u8,
     row_scales: *const f32,
     codebook: *const u8,
+    k: usize,
+    x: *const u8,
+    stride: usize,
+    tokens: usize,
+    out: *mut [f32; PANEL_ROWS],
+}
+
+/// Operands of the thin entries.
+///
+/// - `panels` is valid for reading `count` thin panels of the format and `k`.
+/// - Row `t < tokens` at `x + t·stride` is valid for reading `k` f32.
+/// - `out` holds `tokens` rows of sums for the first panel, then those for the next.
+/// - No pointer needs alignment.
+#[derive(Clone, Copy)]
+pub(super) struct ThinArgs {
+    panels: *const u8,
+    count: usize,
     k: usize,
     x: *const u8,
     stride: usize,
@@ -187,23 +210,33 @@ impl Kernels {
         x: ActRows<'_>,
         out: &mut [[f32; PANEL_ROWS]],
     ) {
-        let tokens = out.len();
+        self.linear_panels(format, codebook, panel, k, x, out.len(), out);
+    }
+
+    /// [`Kernels::linear_panel`] for panels that follow each other: `out` holds `tokens` rows of the first, then those of
+    /// the next.
+    ///
+    /// # Panics
+    /// As [`Kernels::linear_panel`]; when `out` has not `tokens` rows for each panel.
+    #[allow(clippy::too_many_arguments, reason = "a matrix, its input and its output")]
+    pub fn linear_panels(
+        &self,
+        format: WeightFormat,
+        codebook: &[u8; 16],
+        panels: &[u8],
+        k: usize,
+        x: ActRows<'_>,
+        tokens: usize,
+        out: &mut [[f32; PANEL_ROWS]],
+    ) {
         assert!((1..=MAX_TOKENS).contains(&tokens), "tokens out of range");
-        assert!(panel.len() == format.panel_bytes(k), "panel size");
+        let bytes = format.panel_bytes(k);
+        assert!(
+            out.len().is_multiple_of(tokens) && (out.len() / tokens).checked_mul(bytes) == Some(panels.len()),
+            "panel size"
+        );
         let row = if format.is_float() { 4 * k } else { quant_row_used(k) };
-        let end = x.stride.checked_mul(tokens - 1).and_then(|last| last.checked_add(row));
-        assert!(end.is_some_and(|end| end <= x.bytes.len()), "activation rows too short");
-        out.fill([0.0; PANEL_ROWS]);
-        let args = LinearArgs {
-            panel: panel.as_ptr(),
-            row_scales: panel[panel.len() - format.row_scale_bytes()..].as_ptr().cast(),
-            codebook: codebook.as_ptr(),
-            k,
-            x: x.bytes.as_ptr(),
-            stride: x.stride,
-            tokens,
-            out: out.as_mut_ptr(),
-        };
+        x.check(tokens, row);
         let entry = match format {
             WeightFormat::F32 => self.linear_f32,
             WeightFormat::F16 => self.linear_f16,
@@ -218,46 +251,59 @@ impl Kernels {
             WeightFormat::I5 => self.linear_i5,
             WeightFormat::I5M => self.linear_i5m,
         };
-        // SAFETY: the assertions above are the entry's conditions.
-        unsafe { entry(args) }
+        out.fill([0.0; PANEL_ROWS]);
+        for (i, out) in out.chunks_exact_mut(tokens).enumerate() {
+            let panel = &panels[i * bytes..][..bytes];
+            let args = LinearArgs {
+                panel: panel.as_ptr(),
+                row_scales: panel[bytes - format.row_scale_bytes()..].as_ptr().cast(),
+                codebook: codebook.as_ptr(),
+                k,
+                x: x.bytes.as_ptr(),
+                stride: x.stride,
+                tokens,
+                out: out.as_mut_ptr(),
+            };
+            // SAFETY: the assertions above are the entry's conditions.
+            unsafe { entry(args) }
+        }
     }
 
-    /// Multiplies a thin panel of `k` inputs (a float format without padding) by `out.len()` rows of floats: the bits
-    /// are those of [`Kernels::linear_panel`] with the padded panel.
+    /// Multiplies thin panels of `k` inputs (a float format without padding) that follow each other by `tokens` rows of
+    /// floats, and adds the products to `out`, which holds `tokens` rows for the first panel, then those for the next. The
+    /// products' bits are those of [`Kernels::linear_panel`] with the padded panel.
     ///
     /// # Panics
-    /// When the panel is not exactly [`WeightFormat::thin_panel_bytes`]`(k)` long or of an integer format, the rows end
-    /// before the last token's, or `out` has no or too many rows.
-    pub fn thin_panel(
+    /// When `panels` is not [`WeightFormat::thin_panel_bytes`]`(k)` bytes for every `tokens` rows of `out`, or of an integer
+    /// format; when the rows end before the last token's; when there are no or more than [`MAX_TOKENS`] tokens.
+    pub fn add_thin_panels(
         &self,
         format: WeightFormat,
-        panel: &[u8],
+        panels: &[u8],
         k: usize,
         x: ActRows<'_>,
+        tokens: usize,
         out: &mut [[f32; PANEL_ROWS]],
     ) {
-        let tokens = out.len();
         assert!((1..=MAX_TOKENS).contains(&tokens), "tokens out of range");
-        assert!(panel.len() == format.thin_panel_bytes(k), "panel size");
-        let end = x.stride.checked_mul(tokens - 1).and_then(|last| last.checked_add(4 * k));
-        assert!(end.is_some_and(|end| end <= x.bytes.len()), "activation rows too short");
+        let (count, bytes) = (out.len() / tokens, format.thin_panel_bytes(k));
+        assert!(count * tokens == out.len() && count.checked_mul(bytes) == Some(panels.len()), "panel size");
+        x.check(tokens, 4 * k);
         let entry = match format {
-            WeightFormat::F32 => self.linear_f32,
-            WeightFormat::F16 => self.linear_f16,
+            WeightFormat::F32 => self.add_thin_f32,
+            WeightFormat::F16 => self.add_thin_f16,
             _ => panic!("thin panels hold floats"),
         };
-        out.fill([0.0; PANEL_ROWS]);
-        let args = LinearArgs {
-            panel: panel.as_ptr(),
-            row_scales: panel.as_ptr_range().end.cast(),
-            codebook: panel.as_ptr_range().end,
+        let args = ThinArgs {
+            panels: panels.as_ptr(),
+            count,
             k,
             x: x.bytes.as_ptr(),
             stride: x.stride,
             tokens,
             out: out.as_mut_ptr(),
         };
-        // SAFETY: the assertions above are the entry's conditions; the float entries read neither scales nor codebook.
+        // SAFETY: the assertions above are the entry's conditions.
         unsafe { entry(args) }
     }
 }

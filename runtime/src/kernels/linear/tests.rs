@@ -199,6 +199,90 @@ fn floats_equal_the_reference_on_every_level() {
     assert!(cases >= 360);
 }
 
+/// Several panels, and several rows of activations: each product is added once, to its own sums.
+#[test]
+fn thin_panels_add_the_reference_on_every_level() {
+    const PANELS: usize = 3;
+    let mut random = Random(0x1357_9bdf_0246_8ace);
+    let mut cases = 0;
+    for format in [WeightFormat::F32, WeightFormat::F16] {
+        let size = format.thin_panel_bytes(1) / PANEL_ROWS;
+        for k in [0, 1, 3, 7, 8, 9, 16, 24, 31, 32, 33, 64, 65, 256] {
+            let w: Vec<f32> = (0..PANELS * 16 * k).map(|_| half::f16::from_f32(random.float()).to_f32()).collect();
+            // Panel by panel, for every input the 16 rows' values.
+            let at = |row: usize, i: usize| ((row / 16 * k + i) * 16 + row % 16) * size;
+            let mut panels = vec![0u8; PANELS * 16 * k * size];
+            for (row, i) in (0..PANELS * 16).flat_map(|row| (0..k).map(move |i| (row, i))) {
+                let v = w[row * k + i];
+                match format {
+                    WeightFormat::F32 => panels[at(row, i)..][..4].copy_from_slice(&v.to_le_bytes()),
+                    _ => panels[at(row, i)..][..2].copy_from_slice(&half::f16::from_f32(v).to_le_bytes()),
+                }
+            }
+            for (tokens, stride) in [(1, k), (2, k + 5), (4, k), (5, k), (16, k + 16)] {
+                let x: Vec<f32> = (0..tokens * stride).map(|_| random.float()).collect();
+                let start: Vec<[f32; 16]> =
+                    (0..PANELS * tokens).map(|_| core::array::from_fn(|_| random.float())).collect();
+                let rows = bytemuck::cast_slice(&x[..stride * (tokens - 1) + k]);
+                for (kernels, tail) in Kernels::supported().flat_map(|kernels| [(kernels, 0), (kernels, 3)]) {
+                    let (panels, rows) = (Guarded::new(&panels, tail), Guarded::new(rows, tail));
+                    let mut out = start.clone();
+                    let x_rows = ActRows::new(rows.bytes(), 4 * stride);
+                    kernels.add_thin_panels(format, panels.bytes(), k, x_rows, tokens, &mut out);
+                    for (i, (got, start)) in out.iter().zip(&start).enumerate() {
+                        let (panel, t) = (i / tokens, i % tokens);
+                        for r in 0..16 {
+                            let w = &w[(panel * 16 + r) * k..][..k];
+                            let want = start[r] + reference::linear_float(w, &x[t * stride..][..k]);
+                            assert!(
+                                got[r].to_bits() == want.to_bits(),
+                                "{kernels:?} {format:?} k={k} tokens={tokens}: row {r} of panel {panel}, token {t}"
+                            );
+                        }
+                    }
+                    cases += 1;
+                }
+            }
+        }
+    }
+    std::eprintln!("linear, thin: {cases} cases");
+    assert!(cases >= 280);
+}
+
+#[test]
+fn several_panels_are_each_what_it_is_alone() {
+    let mut random = Random(0x5151);
+    for format in WeightFormat::ALL {
+        let (n, k) = (48, 96);
+        let panels = if format.is_float() {
+            let w: Vec<f32> = (0..n * k).map(|_| random.float()).collect();
+            pack_float(format, &w, n, k)
+        } else {
+            weights(format, k, n, Fill::Random, &mut random).pack()
+        };
+        for tokens in [1, 3, 16] {
+            let row = if format.is_float() { 4 * k } else { quant_row_bytes(k) };
+            let mut rows = vec![0u8; row * tokens];
+            for (t, out) in rows.chunks_mut(row).enumerate() {
+                let x = activations(k, Fill::Random, t, &mut random);
+                if format.is_float() {
+                    out.copy_from_slice(bytemuck::cast_slice(&x));
+                } else {
+                    Kernels::best().quantize_row(&x, out);
+                }
+            }
+            let x = ActRows::new(&rows, row);
+            let mut together = vec![[1f32; 16]; n / 16 * tokens];
+            Kernels::best().linear_panels(format, &CODEBOOK, &panels, k, x, tokens, &mut together);
+            let mut alone = vec![[0f32; 16]; tokens];
+            for (panel, together) in panels.chunks(format.panel_bytes(k)).zip(together.chunks(tokens)) {
+                Kernels::best().linear_panel(format, &CODEBOOK, panel, k, x, &mut alone);
+                assert_eq!(together, &alone[..], "{format:?}, {tokens} tokens");
+            }
+        }
+    }
+}
+
 #[test]
 fn packing_and_lookup_lead_back() {
     let mut random = Random(77);
@@ -251,4 +335,21 @@ fn wrong_sizes_are_refused() {
     assert!(!call(&panel, &rows, MAX_TOKENS + 1));
     assert!(!call(&panel[1..], &rows, 1));
     assert!(!call(&panel, &rows[..quant_row_used(64) - 1], 1));
+
+    let x = [0u8; 4 * 8];
+    let thin = |panels: &[u8], x: &[u8], tokens: usize, rows: usize| {
+        let mut out = vec![[0f32; 16]; rows];
+        let x = ActRows::new(x, 4 * 8);
+        std::panic::catch_unwind(move || kernels.add_thin_panels(WeightFormat::F16, panels, 8, x, tokens, &mut out))
+            .is_ok()
+    };
+    let panels = vec![0u8; 2 * WeightFormat::F16.thin_panel_bytes(8)];
+    assert!(thin(&panels, &x, 1, 2));
+    assert!(!thin(&panels, &x, 0, 0));
+    assert!(!thin(&panels, &x, 1, 1));
+    assert!(!thin(&panels, &x, 1, 3));
+    assert!(!thin(&panels[1..], &x, 1, 2));
+    assert!(!thin(&panels, &x, 2, 4), "one row of activations too few");
+    assert!(!thin(&panels, &x, 2, 3), "the last panel has one row of sums too few");
+    assert!(!thin(&panels, &x[1..], 1, 2));
 }

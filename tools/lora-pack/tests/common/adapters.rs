@@ -29,9 +29,11 @@ pub enum Kind {
     Classifier,
     /// LoRA that acts from tokens 5, 6 on.
     Activated,
+    /// LoRA of rank 20 on queries, keys and values, of which it holds those from the first number up to the second.
+    Attention(usize, usize),
 }
 
-/// Every kind.
+/// Every kind that stands for a way to change the base.
 pub const KINDS: [Kind; 7] =
     [Kind::Plain, Kind::Dora, Kind::Norm, Kind::Tokens, Kind::Embedding, Kind::Classifier, Kind::Activated];
 
@@ -47,20 +49,27 @@ const LINEARS: [(&str, usize, usize); 7] = [
 
 type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 
-fn lora(tensors: &mut Tensors, module: &str, rows: usize, cols: usize, next: &mut impl FnMut() -> f32) {
+fn lora(
+    tensors: &mut Tensors,
+    module: &str,
+    rank: usize,
+    (rows, cols): (usize, usize),
+    next: &mut impl FnMut() -> f32,
+) {
     let mut values = |n: usize| (0..n).map(|_| next()).collect();
-    tensors.push((format!("{module}.lora_A.weight"), vec![3, cols], values(3 * cols)));
-    tensors.push((format!("{module}.lora_B.weight"), vec![rows, 3], values(rows * 3)));
+    tensors.push((format!("{module}.lora_A.weight"), vec![rank, cols], values(rank * cols)));
+    tensors.push((format!("{module}.lora_B.weight"), vec![rows, rank], values(rows * rank)));
 }
 
 fn content(kind: Kind, seed: u64) -> (Value, Tensors) {
     let mut next = noise(1000 + seed);
     let mut tensors = Vec::new();
     let layer = "model.layers.0";
+    let rank = if matches!(kind, Kind::Attention(..)) { 20 } else { 3 };
     let linear = |tensors: &mut Tensors, list: &[(&str, usize, usize)], next: &mut dyn FnMut() -> f32| {
         let mut next = next;
         for (name, rows, cols) in list {
-            lora(tensors, &format!("{layer}.{name}"), *rows, *cols, &mut next);
+            lora(tensors, &format!("{layer}.{name}"), rank, (*rows, *cols), &mut next);
         }
     };
     let names: Vec<&str> = LINEARS.iter().map(|l| l.0.rsplit('.').next().unwrap()).collect();
@@ -104,6 +113,12 @@ fn content(kind: Kind, seed: u64) -> (Value, Tensors) {
         Kind::Activated => {
             linear(&mut tensors, &LINEARS[..3], &mut next);
             json!({"target_modules": ["q_proj", "k_proj", "v_proj"], "alora_invocation_tokens": [5, 6]})
+        }
+        Kind::Attention(from, to) => {
+            linear(&mut tensors, &LINEARS[..3], &mut next);
+            let names = &names[from..to];
+            tensors.retain(|(name, ..)| names.iter().any(|n| name.contains(n)));
+            json!({"target_modules": names, "r": rank, "lora_alpha": 2 * rank})
         }
     };
     (config, tensors)
