@@ -22,6 +22,8 @@ mod rotary;
 mod select;
 mod table;
 #[cfg(feature = "pack")]
+mod trial;
+#[cfg(feature = "pack")]
 mod wide;
 
 pub use attend::{Attend, Bias, DistanceRows, STEP as ATTEND_STEP};
@@ -35,5 +37,7 @@ pub use linear::{Multipliers, QuantizedRows, pack_float, pack_float_panel};
 pub use quantize_row::{QUANT_ROW_ALIGN, QuantRow, quant_row_bytes};
 pub use rotary::{RotaryStyle, rotary_angles};
 pub use table::Kernels;
+#[cfg(feature = "pack")]
+pub use trial::{Nearest, Weighed, half_unit, nearest_values, trials};
 #[cfg(feature = "pack")]
 pub use wide::{Wide, widest};

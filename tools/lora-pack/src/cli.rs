@@ -11,6 +11,7 @@ use lora_runtime::weights::WeightFormat;
 
 use crate::calibrate::Effort;
 use crate::merge::export::gguf::Encoding;
+use crate::source::bnb::Quantization;
 use crate::target::{TARGETS, Target};
 use crate::verb;
 
@@ -84,6 +85,9 @@ pub struct MergeArgs {
     /// Combination.
     #[command(flatten)]
     pub combine: CombineArgs,
+    /// What the base is.
+    #[command(flatten)]
+    pub basis: BasisArgs,
     /// Weight format: f32 f16 q8 q8r q6 q5 q4 q4l; auto chooses one for each matrix, by measured loss per byte; keep carries a
     /// GGUF base's blocks over and gives changed matrices a finer format (default: keep for a quantized base, else q8)
     #[arg(long, value_name = "FORMAT", value_parser = parse_quant)]
@@ -102,24 +106,9 @@ pub struct MergeArgs {
     /// with --calib), best (fitted to the float model's outputs, on 20 k tokens)
     #[arg(long, value_name = "fast|normal|best", value_parser = parse_effort)]
     pub effort: Option<Effort>,
-    /// Label names by index: a,b,c or a .json file (list, or id2label map)
-    #[arg(long, value_name = "a,b,c|FILE.json")]
-    pub labels: Option<String>,
-    /// Task, where neither the adapter nor the base says: causal_lm, seq_cls, token_cls, …
-    #[arg(long, value_name = "TASK", value_parser = parse_task)]
-    pub task: Option<Task>,
-    /// Accept unknown adapter settings (each is still reported)
-    #[arg(long)]
-    pub force: bool,
-    /// Pack a base without tokenizer files: the file then takes and gives token ids only
-    #[arg(long)]
-    pub no_tokenizer: bool,
-    /// Print one JSON object instead of the summary
-    #[arg(long)]
-    pub json: bool,
-    /// File to write
-    #[arg(short = 'o', long = "out", value_name = "OUT.lpk")]
-    pub out: PathBuf,
+    /// Packing.
+    #[command(flatten)]
+    pub pack: PackArgs,
 }
 
 /// What `--quant` says.
@@ -169,37 +158,18 @@ pub struct AdapterArgs {
     /// file, or the base's pack
     #[arg(long, value_name = "DIR|FILE|BASE.lpk")]
     pub base: PathBuf,
-    /// Revision of a base that is named as on the Hub
-    #[arg(long, value_name = "REVISION")]
-    pub base_revision: Option<String>,
+    /// What the base is.
+    #[command(flatten)]
+    pub basis: BasisArgs,
     /// PEFT adapter folder, optionally with a weight that is folded in
     #[arg(long, value_name = "DIR[=WEIGHT]")]
     pub adapter: String,
     /// Format of the factors: f32 f16 q8 (8-bit A, f16 B)
     #[arg(long, value_name = "FORMAT", default_value = "q8", value_parser = parse_factor_format)]
     pub quant: WeightFormat,
-    /// Label names by index: a,b,c or a .json file (list, or id2label map)
-    #[arg(long, value_name = "a,b,c|FILE.json")]
-    pub labels: Option<String>,
-    /// Task, where the adapter does not say: causal_lm, seq_cls, token_cls, …
-    #[arg(long, value_name = "TASK", value_parser = parse_task)]
-    pub task: Option<Task>,
-    /// Whether the base is the published model or, for adapters whose start changed it (pissa, olora, corda, …), the
-    /// changed one
-    #[arg(long, value_name = "original|residual")]
-    pub init_base: Option<String>,
-    /// Accept unknown adapter settings (each is still reported)
-    #[arg(long)]
-    pub force: bool,
-    /// Accept a base without tokenizer files
-    #[arg(long)]
-    pub no_tokenizer: bool,
-    /// Print one JSON object instead of the summary
-    #[arg(long)]
-    pub json: bool,
-    /// File to write
-    #[arg(short = 'o', long = "out", value_name = "OUT.lpk")]
-    pub out: PathBuf,
+    /// Packing.
+    #[command(flatten)]
+    pub pack: PackArgs,
 }
 
 /// Arguments of `bundle`.
@@ -267,17 +237,54 @@ pub struct CombineArgs {
     /// Seed of dare's random choice
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Round every merged weight once to the type that the base stores, as PEFT's merge does, before anything else
+    #[arg(long)]
+    pub peft_exact: bool,
+}
+
+/// Which base it is, and what was done to it before the adapters were trained.
+#[derive(Debug, Args)]
+pub struct BasisArgs {
     /// Revision of the base on the Hub (branch, tag or commit): which one to take from the cache, and compared with the
     /// one that the adapter was trained on
     #[arg(long, value_name = "REVISION")]
     pub base_revision: Option<String>,
-    /// Round every merged weight once to the type that the base stores, as PEFT's merge does, before anything else
-    #[arg(long)]
-    pub peft_exact: bool,
     /// Whether the base is the published model or, for adapters whose start changed it (pissa, olora, corda, …), the
     /// changed one
     #[arg(long, value_name = "original|residual")]
     pub init_base: Option<String>,
+    /// For adapters that were trained over a base which bitsandbytes had quantized (QLoRA), over a float base: take its
+    /// weights as they are (original, the default), or as training saw its linear layers: dequantized (as nf4-double, the
+    /// recipe of QLoRA), nf4, nf4-double, fp4, fp4-double, int8
+    #[arg(long, value_name = "original|dequantized|TYPE", value_parser = parse_qlora_base)]
+    pub qlora_base: Option<QloraBase>,
+}
+
+/// What `--qlora-base` says: nothing is done to the original weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QloraBase(pub Option<Quantization>);
+
+/// What packing a model and packing an adapter have in common.
+#[derive(Debug, Args)]
+pub struct PackArgs {
+    /// Label names by index: a,b,c or a .json file (list, or id2label map)
+    #[arg(long, value_name = "a,b,c|FILE.json")]
+    pub labels: Option<String>,
+    /// Task, where neither the adapter nor the base says: causal_lm, seq_cls, token_cls, …
+    #[arg(long, value_name = "TASK", value_parser = parse_task)]
+    pub task: Option<Task>,
+    /// Accept unknown adapter settings (each is still reported)
+    #[arg(long)]
+    pub force: bool,
+    /// Pack a base without tokenizer files: the file then takes and gives token ids only
+    #[arg(long)]
+    pub no_tokenizer: bool,
+    /// Print one JSON object instead of the summary
+    #[arg(long)]
+    pub json: bool,
+    /// File to write
+    #[arg(short = 'o', long = "out", value_name = "OUT.lpk")]
+    pub out: PathBuf,
 }
 
 /// Arguments of `doctor`.
@@ -291,6 +298,9 @@ pub struct DoctorArgs {
     /// Base model that it should fit
     #[arg(long, value_name = "DIR|FILE")]
     pub base: Option<PathBuf>,
+    /// What the base is.
+    #[command(flatten)]
+    pub basis: BasisArgs,
     /// Accept unknown adapter settings (each is still reported)
     #[arg(long)]
     pub force: bool,
@@ -315,6 +325,9 @@ pub struct ExportArgs {
     /// Combination.
     #[command(flatten)]
     pub combine: CombineArgs,
+    /// What the base is.
+    #[command(flatten)]
+    pub basis: BasisArgs,
     /// Format to write
     #[arg(long, value_name = "FORMAT", default_value = "safetensors", value_parser = ["safetensors", "gguf"])]
     pub to: String,
@@ -376,6 +389,9 @@ pub struct VerifyArgs {
     /// Combination, as for merge.
     #[command(flatten)]
     pub combine: CombineArgs,
+    /// What the base is, as for merge.
+    #[command(flatten)]
+    pub basis: BasisArgs,
     /// Text to compare on: lines, or JSON with the fields of a test set (default: a short general text)
     #[arg(long, value_name = "FILE", requires = "base")]
     pub text: Option<PathBuf>,
@@ -539,6 +555,10 @@ fn parse_effort(s: &str) -> Result<Effort, String> {
 fn parse_factor_format(s: &str) -> Result<WeightFormat, String> {
     let fits = |f: &WeightFormat| matches!(f, WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Q8);
     WeightFormat::from_name(s).filter(fits).ok_or_else(|| "expected f32, f16 or q8".into())
+}
+
+fn parse_qlora_base(s: &str) -> Result<QloraBase, String> {
+    if s == "original" { Ok(QloraBase(None)) } else { s.parse().map(|q| QloraBase(Some(q))) }
 }
 
 fn parse_encoding(s: &str) -> Result<Encoding, String> {

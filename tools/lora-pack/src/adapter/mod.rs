@@ -179,6 +179,7 @@ fn base_is_sound(base: &BaseModel, plain: &Merged<'_>, lowered: &Lowered, option
 fn meta(base: &BaseModel, merged: &Merged<'_>, options: &PackOptions) -> BTreeMap<String, String> {
     let mut meta = BTreeMap::new();
     meta.insert("base.name".into(), base.name());
+    meta.extend(base.quantization().map(|text| ("base.weights".into(), text)));
     meta.insert("pack.tool".into(), concat!("lora-pack ", env!("CARGO_PKG_VERSION")).into());
     meta.insert("format.blocks".into(), options.format.name().into());
     for a in merged.adapters() {

@@ -28,6 +28,8 @@ pub struct Module {
 pub struct Fit {
     /// The base's folder.
     pub base: String,
+    /// What else its weights could have been in training, where its files do not say.
+    pub weights: Option<String>,
     /// It can be merged.
     pub merges: bool,
     /// It can be an adapter file for unmerged mode.
@@ -83,9 +85,9 @@ pub struct Report {
 ///
 /// # Errors
 /// When the adapter's files cannot be understood at all. That it does not fit the base is part of the report.
-pub fn report(spec: &AdapterSpec, base: Option<&BaseModel>, force: bool) -> Result<Report, MergeError> {
+pub fn report(spec: &AdapterSpec, base: Option<&BaseModel>, options: &MergeOptions) -> Result<Report, MergeError> {
     let mut notes = Vec::new();
-    let adapter = Adapter::open(spec, base, force, &mut notes)?;
+    let adapter = Adapter::open(spec, base, options.force, &mut notes)?;
     let mut modules = Vec::new();
     for ((name, _), group) in adapter.groups.iter().filter(|((name, _), _)| !name.is_empty()) {
         modules.push(Module {
@@ -114,13 +116,13 @@ pub fn report(spec: &AdapterSpec, base: Option<&BaseModel>, force: bool) -> Resu
         fields: adapter.verdicts.clone(),
         notes,
         elsewhere: elsewhere::of(&adapter),
-        fit: base.map(|base| fit(spec, base, force)),
+        fit: base.map(|base| fit(spec, base, options)),
     })
 }
 
-fn fit(spec: &AdapterSpec, base: &BaseModel, force: bool) -> Fit {
+fn fit(spec: &AdapterSpec, base: &BaseModel, options: &MergeOptions) -> Fit {
     let with = |purpose| {
-        let options = MergeOptions { purpose, force, ..MergeOptions::default() };
+        let options = MergeOptions { purpose, ..options.clone() };
         Merged::new(base, std::slice::from_ref(spec), &options)
     };
     let (merged, attached) = (with(Purpose::Merge), with(Purpose::Adapter));
@@ -129,6 +131,7 @@ fn fit(spec: &AdapterSpec, base: &BaseModel, force: bool) -> Fit {
     let best = merged.or(attached);
     Fit {
         base: base.dir.display().to_string(),
+        weights: weights(base),
         merges,
         attaches,
         problem,
@@ -136,6 +139,14 @@ fn fit(spec: &AdapterSpec, base: &BaseModel, force: bool) -> Fit {
         changed: best.as_ref().map_or(0, |m| m.changed().len()),
         notes: best.map_or_else(|_| Vec::new(), |m| m.notes().to_vec()),
     }
+}
+
+/// What to know of a float base: a quantized one speaks for itself.
+fn weights(base: &BaseModel) -> Option<String> {
+    let quantized = base.packed().is_some() || base.tensors().iter().any(|t| t.dtype.is_block());
+    let as_stored = "merged as stored; an adapter does not say whether its base was quantized while it was trained \
+                     (QLoRA): if so, --qlora-base dequantized merges over the weights that it saw";
+    (!quantized && base.quantization().is_none()).then(|| as_stored.to_owned())
 }
 
 impl fmt::Display for Report {
@@ -171,6 +182,9 @@ impl fmt::Display for Report {
         notes(f, &self.notes)?;
         for text in &self.elsewhere {
             writeln!(f, "  elsewhere   {text}")?;
+        }
+        if let Some(weights) = self.fit.as_ref().and_then(|fit| fit.weights.as_ref()) {
+            writeln!(f, "  base        {weights}")?;
         }
         match &self.fit {
             None => Ok(()),

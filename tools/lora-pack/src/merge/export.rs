@@ -165,7 +165,7 @@ fn write_weights(merged: &Merged, path: &Path, dtype: Option<Dtype>) -> Result<(
 fn write_tensor(merged: &Merged, item: &Item, file: &mut impl Write) -> Result<()> {
     let unchanged = !merged.recipes.contains_key(&item.name);
     let stored = merged.names.origin(&item.name).and_then(|o| merged.base().tensors().get(o));
-    let plain = |s: &TensorView| s.dtype == item.dtype && s.arrangement == Arrangement::Same;
+    let plain = |s: &TensorView| s.is_plain() && s.dtype == item.dtype && s.arrangement == Arrangement::Same;
     if let Some(stored) = stored.filter(|s| unchanged && plain(s)) {
         file.write_all(stored.bytes)?;
         return Ok(());

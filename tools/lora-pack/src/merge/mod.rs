@@ -21,6 +21,7 @@ mod names;
 mod outcome;
 mod plan;
 mod provenance;
+pub mod qlora;
 mod recipe;
 mod rows;
 mod svd;

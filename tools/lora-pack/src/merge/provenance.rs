@@ -10,6 +10,9 @@ use crate::source::{hub, quote};
 /// rename and copy models: another one is a warning. A revision is a statement: another one is an error.
 pub(super) fn check(merged: &mut Merged, options: &MergeOptions) -> Result<(), MergeError> {
     name(merged);
+    if let Some(text) = merged.base.quantization() {
+        merged.notes.push(info("base", format!("{text}: what training over it saw")));
+    }
     revision(merged, options)
 }
 

@@ -34,7 +34,7 @@ struct PartValues<'m> {
 }
 
 enum Origin<'m> {
-    Rows { rows: Rows<'m>, map: RowMap },
+    Rows { rows: Box<Rows<'m>>, map: RowMap },
     Whole(Vec<f32>),
     Zeros,
 }
@@ -112,7 +112,7 @@ impl<'m> PartValues<'m> {
                 if map.count > 0 && map.start + (map.count - 1) * map.stride + map.block > rows.len() {
                     bail!("{name} has too few rows");
                 }
-                Self { rows: map.rows(), from: Origin::Rows { rows, map: *map }, add: part.add }
+                Self { rows: map.rows(), from: Origin::Rows { rows: Box::new(rows), map: *map }, add: part.add }
             }
         })
     }

@@ -1,9 +1,7 @@
 //! The values that codes of a format stand for, and the nearest of them to a number.
 
-use lora_runtime::kernels::QuantizedRows;
+use lora_runtime::kernels::{Nearest, QuantizedRows, half_unit, nearest_values};
 use lora_runtime::weights::{GROUP, WeightFormat};
-
-use super::lanes::{ROUND, limited};
 
 /// The default table of `q4`, as it stands in the file: values + 64.
 ///
@@ -19,69 +17,30 @@ pub struct Grid {
     values: Vec<f32>,
     /// The code of `values[0]`.
     first: i8,
-    /// For `q4`, the way to the nearest entry of the table.
-    table: Option<Table>,
+    /// The way to the nearest value.
+    nearest: Nearest,
+    /// The way to its code.
+    codes: Nearest,
+    /// The code of each half unit from 0 on, then from −128 on: one at a time, looking up is faster.
+    by_half: [i8; 256],
 }
-
-/// The way to the nearest entry of a table. Borders between integers are multiples of one half, so that no half unit has
-/// two nearest codes.
-#[derive(Clone, Debug)]
-struct Table {
-    /// The code of each half unit from −64 on.
-    nearest: [u8; 256],
-    /// The half unit from which on code `i + 1` is the nearest.
-    borders: [f32; 15],
-}
-
-impl Table {
-    fn new(values: &[f32]) -> Self {
-        let nearest = std::array::from_fn(|half| {
-            let middle = (half as f32 + 0.5) / 2.0 - 64.0;
-            let distance = |code: &usize| (values[*code] - middle).abs();
-            (0..16).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0) as u8
-        });
-        let border = |i: usize| nearest.iter().position(|code| usize::from(*code) > i).unwrap_or(256) as f32;
-        Self { nearest, borders: std::array::from_fn(border) }
-    }
-
-    /// For each number, the one of `values` that belongs to the nearest code. Asking all borders, 32 numbers at once,
-    /// takes fewer instructions than looking every number up.
-    #[inline(always)]
-    fn choose(&self, v: &[f32; GROUP], values: &[f32; 16]) -> [f32; GROUP] {
-        // Copies, so that the compiler knows it may read a value before it knows whether it is wanted.
-        let (borders, values) = (self.borders, *values);
-        let mut out = [0.0; GROUP];
-        for (out, v) in out.iter_mut().zip(v) {
-            let half = half_units(*v);
-            let mut chosen = values[0];
-            for (border, value) in borders.iter().zip(&values[1..]) {
-                chosen = if half >= *border { *value } else { chosen };
-            }
-            *out = chosen;
-        }
-        out
-    }
-}
-
-/// Half units from −64 on.
-#[inline(always)]
-fn half_units(v: f32) -> f32 {
-    v * 2.0 + 128.0
-}
-
-/// The codes of a table.
-const CODES: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
 impl Grid {
     /// The grid of `format`; `codebook` is the table of `q4`.
     #[must_use]
     pub fn new(format: WeightFormat, codebook: &[u8; 16]) -> Self {
         let range = QuantizedRows::code_range(format);
-        if format != WeightFormat::Q4 {
-            return Self { values: range.clone().map(f32::from).collect(), first: *range.start(), table: None };
-        }
-        let values: Vec<f32> = codebook.iter().map(|v| f32::from(*v) - 64.0).collect();
-        Self { first: 0, table: Some(Table::new(&values)), values }
+        let first = *range.start();
+        let (values, nearest, codes): (Vec<i8>, _, _) = if format == WeightFormat::Q4 {
+            let table = codebook.map(|v| v.wrapping_sub(64) as i8);
+            let numbers = std::array::from_fn(|code| code as i8);
+            (table.to_vec(), Nearest::of_table(&table, &table), Nearest::of_table(&table, &numbers))
+        } else {
+            let even = Nearest::Even(first, *range.end());
+            (range.clone().collect(), even.clone(), even)
+        };
+        let by_half = std::array::from_fn(|half| codes.value(half as u8 as i8));
+        Self { values: values.into_iter().map(f32::from).collect(), first, nearest, codes, by_half }
     }
 
     /// Smallest and largest value.
@@ -91,18 +50,18 @@ impl Grid {
         [self.values[0], self.values[self.values.len() - 1]]
     }
 
-    /// The code nearest to `v`.
+    /// The way from a half unit to the nearest value.
     #[inline]
     #[must_use]
+    pub fn nearest(&self) -> &Nearest {
+        &self.nearest
+    }
+
+    /// The code nearest to `v`.
+    #[inline(always)]
+    #[must_use]
     pub fn code(&self, v: f32) -> i8 {
-        match &self.table {
-            // A float to integer cast saturates: far below is 0, far above is 255.
-            Some(table) => table.nearest[usize::from(half_units(v) as u8)] as i8,
-            None => {
-                let [low, high] = self.ends();
-                (limited(v, low, high) + ROUND).to_bits() as i8
-            }
-        }
+        self.by_half[usize::from(half_unit(v * 2.0) as u8)]
     }
 
     /// What `code` stands for.
@@ -112,33 +71,10 @@ impl Grid {
         self.values[usize::from(code.wrapping_sub(self.first) as u8)]
     }
 
-    /// The codes nearest to the numbers.
-    #[inline(always)]
+    /// The codes nearest to `w`, where `halves` brings it to half units.
+    #[inline]
     #[must_use]
-    pub fn codes(&self, v: &[f32; GROUP]) -> [i8; GROUP] {
-        let nearest = match &self.table {
-            Some(table) => table.choose(v, &CODES),
-            None => self.nearest(v),
-        };
-        let mut codes = [0; GROUP];
-        for (code, value) in codes.iter_mut().zip(nearest) {
-            *code = (value + ROUND).to_bits() as i8;
-        }
-        codes
-    }
-
-    /// The values nearest to the numbers: [`Grid::value`] of [`Grid::codes`].
-    #[inline(always)]
-    #[must_use]
-    pub fn nearest(&self, v: &[f32; GROUP]) -> [f32; GROUP] {
-        if let (Some(table), Some(values)) = (&self.table, self.values.first_chunk()) {
-            return table.choose(v, values);
-        }
-        let [low, high] = self.ends();
-        let mut out = [0.0; GROUP];
-        for (out, v) in out.iter_mut().zip(v) {
-            *out = (limited(*v, low, high) + ROUND) - ROUND;
-        }
-        out
+    pub fn codes(&self, w: &[f32; GROUP], halves: f32) -> [i8; GROUP] {
+        nearest_values(&self.codes, w, halves)
     }
 }

@@ -41,7 +41,7 @@ pub fn look(merged: &Merged<'_>, format: WeightFormat) -> Result<Option<Gridded>
     let (mut along, mut square, mut seen) = (0.0, 0.0, 0);
     for changed in merged.changed() {
         let Some(&[_, k]) = merged.shape(&changed.name) else { continue };
-        let Some(stored) = merged.base().tensors().get(&changed.name).filter(|t| t.has_rows(k)) else { continue };
+        let Some(stored) = merged.base().tensors().get(&changed.name) else { continue };
         let rows = merged.rows(&changed.name, k)?;
         if k % GROUP != 0 || stored.elements() / k != rows.len() {
             continue;
@@ -52,8 +52,10 @@ pub fn look(merged: &Merged<'_>, format: WeightFormat) -> Result<Option<Gridded>
         seen += 1;
         let n = rows.len().min(ROWS);
         let (mut base, mut w) = (vec![0.0; n * k], vec![0.0; n * k]);
-        if stored.read_rows(0, k, &mut base).is_err() {
-            continue;
+        if stored.has_rows(k) {
+            stored.read_rows(0, k, &mut base)?;
+        } else {
+            base.copy_from_slice(&merged.base().read_f32(&changed.name)?[..n * k]);
         }
         rows.read(0, &mut w)?;
         let (base, w) = (base.as_slice(), w.as_slice());

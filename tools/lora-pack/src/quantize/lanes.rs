@@ -9,13 +9,8 @@ pub const ROUND: f32 = 12_582_912.0;
 /// `v`, but no less than `low` and no more than `high`.
 #[inline(always)]
 pub fn limited(v: f32, low: f32, high: f32) -> f32 {
-    if v < low {
-        low
-    } else if v > high {
-        high
-    } else {
-        v
-    }
+    let v = if v < low { low } else { v };
+    if v > high { high } else { v }
 }
 
 /// Σ in a fixed order that fits one vector register.
@@ -34,15 +29,24 @@ pub fn sum(terms: &[f32; GROUP]) -> f32 {
 /// The largest magnitude.
 #[inline(always)]
 pub fn largest(w: &[f32; GROUP]) -> f32 {
-    let mut lanes = [0f32; 8];
+    let [low, high] = extremes(w);
+    if high < -low { -low } else { high }
+}
+
+/// The smallest and the largest element.
+#[inline(always)]
+pub fn extremes(w: &[f32; GROUP]) -> [f32; 2] {
+    let (mut lows, mut highs) = ([w[0]; 8], [w[0]; 8]);
     for chunk in w.as_chunks::<8>().0 {
-        for (lane, v) in lanes.iter_mut().zip(chunk) {
-            *lane = if v.abs() > *lane { v.abs() } else { *lane };
+        for ((low, high), v) in lows.iter_mut().zip(&mut highs).zip(chunk) {
+            *low = if *v < *low { *v } else { *low };
+            *high = if *v > *high { *v } else { *high };
         }
     }
-    let mut most = 0f32;
-    for lane in lanes {
-        most = if lane > most { lane } else { most };
+    let (mut low, mut high) = (lows[0], highs[0]);
+    for (l, h) in lows.into_iter().zip(highs) {
+        low = if l < low { l } else { low };
+        high = if h > high { h } else { high };
     }
-    most
+    [low, high]
 }

@@ -4,14 +4,19 @@
 //! error instead makes a *model* worse than rounding with the largest weight as the scale, because it clips large
 //! weights, and those sit where the activations are large. So where no importance is known, `h = w² + mean w²`
 //! keeps the large weights where they are.
+//!
+//! For grid values `c`, the best scale is `Σ h·w·c / Σ h·c²`, and the error that it leaves is
+//! `Σ h·w² − (Σ h·w·c)² / Σ h·c²`: two sums say how good a trial is ([`trials`]).
 
+use lora_runtime::kernels::{Weighed, trials};
 use lora_runtime::weights::GROUP;
 
 use super::Grid;
-use super::lanes::{largest, sum};
+use super::lanes::{extremes, sum};
 
-/// Scales that are tried, relative to the one that puts the largest weight on an end of the grid.
+/// Scales that are tried first, relative to the one that puts the largest weight on an end of the grid.
 const SIZES: [f32; 12] = [0.70, 0.735, 0.77, 0.805, 0.84, 0.875, 0.91, 0.945, 0.98, 1.0, 1.04, 1.08];
+const TRIED: usize = 2 * SIZES.len();
 
 /// Largest multiplier that a group's scale may turn into before rounding; the row scale leaves some room above, for the
 /// multiplier to be rounded up.
@@ -21,9 +26,8 @@ const HEADROOM: f32 = 1.05;
 /// squares and products neither overflow nor vanish.
 #[derive(Clone, Debug)]
 pub struct Group {
-    w: [f32; GROUP],
-    h: [f32; GROUP],
-    /// Weights are `w · unit`.
+    all: Weighed,
+    /// Weights are `all.w · unit`.
     unit: f32,
     /// The weight with the largest magnitude, in units.
     largest: f32,
@@ -35,47 +39,38 @@ impl Group {
     #[inline(always)]
     #[must_use]
     pub fn new(w: &[f32], importance: Option<&[f32]>) -> Self {
-        let mut group = Self { w: [0.0; GROUP], h: [0.0; GROUP], unit: 1.0, largest: 0.0 };
-        group.w[..w.len()].copy_from_slice(w);
-        let magnitude = largest(&group.w);
-        for w in &group.w {
-            // The first of several.
-            if w.abs() == magnitude {
-                group.largest = *w;
-                break;
-            }
+        let mut all = Weighed { w: [0.0; GROUP], h: [0.0; GROUP], hw: [0.0; GROUP] };
+        match w.first_chunk() {
+            Some(w) => all.w = *w,
+            None => all.w[..w.len()].copy_from_slice(w),
         }
-        group.unit = power_of_two(magnitude);
-        let inverse = 1.0 / group.unit;
-        group.w = scaled(&group.w, inverse);
-        group.largest *= inverse;
+        let [low, high] = extremes(&all.w);
+        let mut largest = if high < -low { low } else { high };
+        let unit = power_of_two(largest);
+        let inverse = 1.0 / unit;
+        largest *= inverse;
+        for w in &mut all.w {
+            *w *= inverse;
+        }
         let given = importance.map_or(0.0, |h| h.iter().fold(0f32, |m, h| m.max(*h)));
         if given > 0.0 {
             let inverse = 1.0 / power_of_two(given);
-            for (out, h) in group.h.iter_mut().zip(importance.unwrap_or_default()) {
+            for (out, h) in all.h.iter_mut().zip(importance.unwrap_or_default()) {
                 *out = h * inverse;
             }
         } else {
-            for (h, w) in group.h.iter_mut().zip(&group.w) {
+            for (h, w) in all.h.iter_mut().zip(&all.w) {
                 *h = w * w;
             }
-            let mean = sum(&group.h) / GROUP as f32;
-            for h in &mut group.h {
+            let mean = sum(&all.h) / GROUP as f32;
+            for h in &mut all.h {
                 *h += mean;
             }
         }
-        group
-    }
-
-    /// `Σ h·(w − ŵ)²` for the grid values `c` at `scale`, all in units.
-    #[inline(always)]
-    fn error(&self, c: &[f32; GROUP], scale: f32) -> f32 {
-        let mut terms = [0.0; GROUP];
-        for (((term, w), c), h) in terms.iter_mut().zip(&self.w).zip(c).zip(&self.h) {
-            let e = w - c * scale;
-            *term = h * e * e;
+        for ((hw, h), w) in all.hw.iter_mut().zip(&all.h).zip(&all.w) {
+            *hw = h * w;
         }
-        sum(&terms)
+        Self { all, unit, largest }
     }
 }
 
@@ -84,49 +79,39 @@ fn power_of_two(v: f32) -> f32 {
     if v == 0.0 { 1.0 } else { f32::from_bits(v.to_bits() & 0x7f80_0000).clamp(2f32.powi(-120), 2f32.powi(120)) }
 }
 
-#[inline(always)]
-fn scaled(w: &[f32; GROUP], by: f32) -> [f32; GROUP] {
-    let mut out = [0.0; GROUP];
-    for (out, w) in out.iter_mut().zip(w) {
-        *out = w * by;
-    }
-    out
-}
-
 /// The best scale found for a group by search, 0 where there is none (a group of zeros). Either sign.
 #[inline(always)]
 #[must_use]
 pub fn fit_group(grid: &Grid, group: &Group) -> f32 {
-    let mut best = (group.error(&[0.0; GROUP], 0.0), 0.0);
-    for end in grid.ends() {
-        for size in SIZES {
-            let scale = group.largest / end * size;
-            let Some(inverse) = inverse(scale) else { continue };
-            // With the codes fixed, the best scale has a closed form.
-            let c = grid.nearest(&scaled(&group.w, inverse));
-            let (mut cc, mut cw) = ([0.0; GROUP], [0.0; GROUP]);
-            for ((((cc, cw), c), w), h) in cc.iter_mut().zip(&mut cw).zip(&c).zip(&group.w).zip(&group.h) {
-                let hc = h * c;
-                (*cc, *cw) = (hc * c, hc * w);
-            }
-            let refit = sum(&cw) / sum(&cc);
-            if !refit.is_finite() {
-                continue;
-            }
-            let error = group.error(&c, refit);
-            if error < best.0 {
-                best = (error, refit);
-            }
+    let full = 2.0 / group.largest;
+    if !full.is_finite() {
+        return 0.0;
+    }
+    let mut halves = [0.0; TRIED];
+    for (halves, end) in halves.chunks_exact_mut(SIZES.len()).zip(grid.ends()) {
+        for (half, size) in halves.iter_mut().zip(SIZES) {
+            *half = full * end * (1.0 / size);
         }
+    }
+    let [wc, cc] = trials(grid.nearest(), &group.all, &halves);
+    let [mut refits, mut gains] = [[0.0; TRIED]; 2];
+    for (((refit, gain), wc), cc) in refits.iter_mut().zip(&mut gains).zip(wc).zip(cc) {
+        *refit = wc / cc;
+        // What the refitted scale takes off the error.
+        *gain = wc * *refit;
+    }
+    let mut best = (0.0, 0.0);
+    for (gain, refit) in gains.into_iter().zip(refits) {
+        best = if gain > best.0 { (gain, refit) } else { best };
     }
     best.1 * group.unit
 }
 
-/// 1 / scale, where it is a number.
+/// What brings weights over `scale` to half units; 0 where that is no number.
 #[inline(always)]
-fn inverse(scale: f32) -> Option<f32> {
-    let inverse = 1.0 / scale;
-    inverse.is_finite().then_some(inverse)
+fn halves(scale: f32) -> f32 {
+    let halves = 2.0 / scale;
+    if halves.is_finite() { halves } else { 0.0 }
 }
 
 /// The scale of a row, given its groups' scales.
@@ -146,16 +131,15 @@ pub fn fit_multiplier(grid: &Grid, group: &Group, scale: f32, row_scale: f32) ->
     if !ratio.is_finite() {
         return (0, [grid.code(0.0); GROUP]);
     }
+    let nearest = ratio.round_ties_even();
+    let multipliers = [0.0, -1.0, 1.0].map(|step| (nearest + step).clamp(-128.0, 127.0));
+    let [wc, cc] = trials(grid.nearest(), &group.all, &multipliers.map(|m| halves(m * unit)));
     let mut best = (f32::INFINITY, 0.0);
-    for step in [0.0, -1.0, 1.0] {
-        let multiplier = (ratio.round_ties_even() + step).clamp(-128.0, 127.0);
+    for ((multiplier, wc), cc) in multipliers.into_iter().zip(wc).zip(cc) {
         let s = multiplier * unit;
-        let inverse = inverse(s).unwrap_or(0.0);
-        let error = group.error(&grid.nearest(&scaled(&group.w, inverse)), s);
-        if error < best.0 {
-            best = (error, multiplier);
-        }
+        // The error, less what it is without any scale: Σ h·(w − s·c)² − Σ h·w².
+        let error = s * (s * cc - 2.0 * wc);
+        best = if error < best.0 { (error, multiplier) } else { best };
     }
-    let inverse = inverse(best.1 * unit).unwrap_or(0.0);
-    (best.1 as i8, grid.codes(&scaled(&group.w, inverse)))
+    (best.1 as i8, grid.codes(&group.all.w, halves(best.1 * unit)))
 }

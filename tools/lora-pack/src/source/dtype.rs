@@ -106,9 +106,16 @@ impl Dtype {
 
     /// Rounds values to what the type can hold, to nearest even. Types wider than f32, and others, leave them.
     pub fn round(self, values: &mut [f32]) {
+        if matches!(self, Dtype::F16 | Dtype::BF16) {
+            values.par_chunks_mut(1 << 14).for_each(|values| self.round_here(values));
+        }
+    }
+
+    /// [`Dtype::round`] on this thread alone.
+    pub(crate) fn round_here(self, values: &mut [f32]) {
         match self {
-            Dtype::F16 => values.par_iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
-            Dtype::BF16 => values.par_iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+            Dtype::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            Dtype::BF16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
             _ => {}
         }
     }

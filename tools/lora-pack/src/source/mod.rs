@@ -6,6 +6,7 @@
 
 pub mod adapter;
 pub mod arrange;
+pub mod bnb;
 pub mod dtype;
 mod error;
 #[cfg(feature = "hub")]

@@ -1,5 +1,6 @@
 //! A base model: a Hugging Face folder, one `.safetensors` file with `config.json` beside it, a GGUF file, or a pack.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,6 +9,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::bnb::{self, Quantization, RoundTrip};
 use super::packed::{self, Packed};
 use super::{SourceError, TensorIndex, TokenizerFiles, gguf, index, json};
 
@@ -70,10 +72,11 @@ impl BaseModel {
             (dir.to_owned(), Some(path.to_owned()))
         };
         let config = read_config(&dir)?;
-        let tensors = match file {
+        let mut tensors = match file {
             Some(file) => TensorIndex::open(&file)?,
             None => open_weights(&dir)?,
         };
+        bnb::adopt(&mut tensors, config.get("model_type").and_then(Value::as_str).unwrap_or_default())?;
         if tensors.is_empty() {
             return Err(SourceError::file(&dir, "the weights file has no tensors"));
         }
@@ -112,6 +115,30 @@ impl BaseModel {
         self.config.get("model_type").and_then(Value::as_str).unwrap_or_default()
     }
 
+    /// Has these matrices quantized and dequantized whenever they are read.
+    pub fn round_trip(&mut self, names: &[String], quantization: Quantization) {
+        for name in names {
+            let transposed = is_conv1d(self.model_type(), name.strip_suffix(".weight").unwrap_or(name));
+            self.tensors.set_round_trip(name, RoundTrip { quantization, transposed });
+        }
+        self.fingerprint = OnceLock::new();
+    }
+
+    /// What stands between the stored weights and the numbers that are read, in words; `None` where nothing does.
+    pub fn quantization(&self) -> Option<String> {
+        let mut kinds = BTreeMap::<String, usize>::new();
+        for t in self.tensors.iter() {
+            let kind = match (&t.coded, t.round_trip) {
+                (Some(coded), _) => format!("stored by bitsandbytes as {}", coded.describe()),
+                (None, Some(trip)) => format!("quantized to {} and dequantized", trip.quantization),
+                (None, None) => continue,
+            };
+            *kinds.entry(kind).or_default() += 1;
+        }
+        let parts: Vec<String> = kinds.into_iter().map(|(kind, count)| format!("{count} matrices {kind}")).collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+
     /// One stored tensor, widened.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, SourceError> {
         let tensor = self.tensors.get(name).ok_or_else(|| SourceError::tensor(&self.dir, name, "missing"))?;
@@ -138,6 +165,12 @@ impl BaseModel {
                     for &d in t.shape {
                         hash.update((d as u64).to_le_bytes());
                     }
+                    if let Some(coded) = &t.coded {
+                        hash.update(coded.parts());
+                    }
+                    if let Some(trip) = t.round_trip {
+                        hash.update(trip.quantization.to_string());
+                    }
                     for piece in t.bytes.chunks(HASHED_AT_ONCE) {
                         hash.update(piece);
                         let before = read.fetch_add(piece.len(), Ordering::Relaxed);
@@ -158,10 +191,18 @@ impl BaseModel {
     }
 }
 
+/// Whether GPT-2's `Conv1D` holds this module, which stores its weight as (in × out). Decided by the architecture:
+/// an adapter's `fan_in_fan_out` may be wrong and a square weight does not tell.
+pub fn is_conv1d(model_type: &str, module: &str) -> bool {
+    let last = module.rsplit('.').next().unwrap_or(module);
+    matches!(model_type, "gpt2" | "openai-gpt" | "imagegpt" | "decision_transformer")
+        && matches!(last, "c_attn" | "c_proj" | "c_fc" | "q_attn")
+}
+
 fn read_config(dir: &Path) -> Result<Value, SourceError> {
     let path = dir.join("config.json");
-    let config = json::read(&path)?;
-    let Some(object) = config.as_object() else {
+    let mut config = json::read(&path)?;
+    let Some(object) = config.as_object_mut() else {
         return Err(SourceError::file(&path, "not a JSON object"));
     };
     match object.get("model_type") {
@@ -171,11 +212,15 @@ fn read_config(dir: &Path) -> Result<Value, SourceError> {
     }
     if let Some(quantized) = object.get("quantization_config").filter(|v| !v.is_null()) {
         let method = quantized.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-        let problem = format!(
-            "the weights are quantized already ({method}); pass the float model that they came from or, to merge over what \
-             QLoRA training saw, these weights dequantized (transformers: load it, model.dequantize(), save_pretrained)"
-        );
-        return Err(SourceError::field(&path, "quantization_config", problem));
+        if method != "bitsandbytes" {
+            let problem = format!(
+                "the weights are quantized already ({method}); pass the float model that they came from or, to merge over \
+                 what training saw, these weights dequantized (transformers: load it, model.dequantize(), save_pretrained)"
+            );
+            return Err(SourceError::field(&path, "quantization_config", problem));
+        }
+        // The tensors themselves say what they are, and what is made of them is float.
+        object.remove("quantization_config");
     }
     Ok(config)
 }

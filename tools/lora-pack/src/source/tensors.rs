@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::arrange::Arrangement;
+use super::bnb::{Coded, CodedView, RoundTrip};
 use super::map::MappedFile;
 use super::{Dtype, SourceError, safetensors};
 
@@ -22,6 +23,15 @@ struct Stored {
     shape: Vec<usize>,
     data: Data,
     arrangement: Arrangement,
+    coded: Option<Coded>,
+    round_trip: Option<RoundTrip>,
+}
+
+/// Some bytes of one of the files.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    file: usize,
+    range: Range<usize>,
 }
 
 #[derive(Debug)]
@@ -48,6 +58,10 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
     /// How the bytes' order differs from the shape's.
     pub arrangement: Arrangement,
+    /// Where the bytes are codes: what turns them into numbers of `dtype`.
+    pub coded: Option<CodedView<'a>>,
+    /// What is done to the numbers when they are read.
+    pub round_trip: Option<RoundTrip>,
 }
 
 impl TensorIndex {
@@ -99,7 +113,8 @@ impl TensorIndex {
         range: Range<usize>,
         arrangement: Arrangement,
     ) -> Result<(), SourceError> {
-        self.insert(name, Stored { file, dtype, shape, data: Data::Mapped(range), arrangement })
+        let data = Data::Mapped(range);
+        self.insert(name, Stored { file, dtype, shape, data, arrangement, coded: None, round_trip: None })
     }
 
     pub(super) fn add_owned(
@@ -110,13 +125,14 @@ impl TensorIndex {
         shape: Vec<usize>,
         bytes: Vec<u8>,
     ) -> Result<(), SourceError> {
-        self.insert(name, Stored { file, dtype, shape, data: Data::Owned(bytes), arrangement: Arrangement::Same })
+        let (data, arrangement) = (Data::Owned(bytes), Arrangement::Same);
+        self.insert(name, Stored { file, dtype, shape, data, arrangement, coded: None, round_trip: None })
     }
 
     /// Adds a tensor that a pack was made of: its name and shape.
     pub(super) fn add_packed(&mut self, file: usize, name: String, shape: Vec<usize>) -> Result<(), SourceError> {
-        let arrangement = Arrangement::Same;
-        self.insert(name, Stored { file, dtype: Dtype::F32, shape, data: Data::Packed, arrangement })
+        let (data, arrangement, dtype) = (Data::Packed, Arrangement::Same, Dtype::F32);
+        self.insert(name, Stored { file, dtype, shape, data, arrangement, coded: None, round_trip: None })
     }
 
     fn insert(&mut self, name: String, stored: Stored) -> Result<(), SourceError> {
@@ -127,6 +143,41 @@ impl TensorIndex {
         }
         self.entries.insert(name, stored);
         Ok(())
+    }
+
+    /// Takes a tensor out.
+    pub(super) fn remove(&mut self, name: &str) {
+        self.entries.remove(name);
+    }
+
+    /// Where a tensor's bytes are.
+    pub(super) fn place(&self, name: &str) -> Option<Place> {
+        let stored = self.entries.get(name)?;
+        match &stored.data {
+            Data::Mapped(range) => Some(Place { file: stored.file, range: range.clone() }),
+            Data::Owned(_) | Data::Packed => None,
+        }
+    }
+
+    /// Says that a tensor's bytes are codes for one of that type and shape.
+    pub(super) fn set_coded(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        arrangement: Arrangement,
+        coded: Coded,
+    ) {
+        if let Some(stored) = self.entries.get_mut(name) {
+            (stored.dtype, stored.shape, stored.arrangement, stored.coded) = (dtype, shape, arrangement, Some(coded));
+        }
+    }
+
+    /// Has a tensor quantized and dequantized whenever it is read.
+    pub(super) fn set_round_trip(&mut self, name: &str, round_trip: RoundTrip) {
+        if let Some(stored) = self.entries.get_mut(name) {
+            stored.round_trip = Some(round_trip);
+        }
     }
 
     /// How many tensors there are.
@@ -161,7 +212,20 @@ impl TensorIndex {
             Data::Owned(bytes) => bytes,
             Data::Packed => &[],
         };
-        TensorView { name, file: file.path(), dtype: s.dtype, shape: &s.shape, bytes, arrangement: s.arrangement }
+        let coded = s.coded.as_ref().map(|coded| {
+            let scales = coded.scales().map_or(&[][..], |at| &self.files[at.file].bytes()[at.range.clone()]);
+            CodedView { coded, scales }
+        });
+        TensorView {
+            name,
+            file: file.path(),
+            dtype: s.dtype,
+            shape: &s.shape,
+            bytes,
+            arrangement: s.arrangement,
+            coded,
+            round_trip: s.round_trip,
+        }
     }
 }
 
@@ -175,9 +239,15 @@ impl TensorView<'_> {
         !self.bytes.is_empty() || self.elements() == 0
     }
 
+    /// Whether the bytes are the elements themselves, in `dtype`.
+    pub fn is_plain(&self) -> bool {
+        self.is_stored() && self.coded.is_none() && self.round_trip.is_none()
+    }
+
     /// Whether both hold the same elements, by their bytes.
     pub fn same_as(&self, other: &TensorView<'_>) -> bool {
-        self.is_stored()
+        self.is_plain()
+            && other.is_plain()
             && (self.dtype, self.arrangement, self.shape, self.bytes)
                 == (other.dtype, other.arrangement, other.shape, other.bytes)
     }
@@ -189,10 +259,23 @@ impl TensorView<'_> {
             return Err(self.problem("only the pack's own reader gives its values"));
         }
         let mut out = vec![0.0; self.elements()];
-        if !self.dtype.widen(self.bytes, &mut out) {
-            return Err(self.problem(format!("dtype {} where a floating-point one is needed", self.dtype.name())));
+        match &self.coded {
+            Some(coded) => coded.read(self.bytes, self.stored_columns(), self.dtype, 0, &mut out),
+            None if self.dtype.widen(self.bytes, &mut out) => {}
+            None => {
+                return Err(self.problem(format!("dtype {} where a floating-point one is needed", self.dtype.name())));
+            }
         }
-        Ok(self.arrangement.undo(out, self.shape))
+        let out = self.arrangement.undo(out, self.shape);
+        Ok(match self.round_trip {
+            Some(round_trip) => round_trip.apply(out, self.shape, self.dtype),
+            None => out,
+        })
+    }
+
+    /// Elements of a row, as they are stored.
+    fn stored_columns(&self) -> usize {
+        self.arrangement.stored_shape(self.shape.to_vec()).last().copied().unwrap_or(1).max(1)
     }
 
     /// Whether [`TensorView::read_rows`] can read rows of `width` elements.
@@ -205,7 +288,7 @@ impl TensorView<'_> {
             }
             Arrangement::Transposed => false,
         };
-        self.is_stored() && whole && in_place
+        self.is_stored() && self.round_trip.is_none() && whole && in_place
     }
 
     /// Some rows of `width` elements, `first` and those after it, as [`TensorView::read_f32`] gives them.
@@ -213,6 +296,10 @@ impl TensorView<'_> {
     /// # Panics
     /// When there are not so many, or [`TensorView::has_rows`] says no.
     pub fn read_rows(&self, first: usize, width: usize, out: &mut [f32]) -> Result<(), SourceError> {
+        if let Some(coded) = &self.coded {
+            coded.read(self.bytes, self.stored_columns(), self.dtype, first * width, out);
+            return Ok(());
+        }
         let row = width / self.dtype.block() * self.dtype.size();
         let widen = |first: usize, out: &mut [f32]| {
             let bytes = &self.bytes[first * row..][..out.len() / width * row];

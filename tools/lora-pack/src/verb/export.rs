@@ -14,9 +14,9 @@ use crate::source::Dtype;
 /// # Errors
 /// Anything refused, named; no output is left then.
 pub fn run(args: &ExportArgs) -> Result<()> {
-    let base = open_base(&args.base, &args.combine)?;
+    let base = open_base(&args.base, &args.basis)?;
     let adapters = args.adapters.iter().map(|a| adapter_spec(a)).collect::<Result<Vec<_>>>()?;
-    let merged = Merged::new(&base, &adapters, &merge_options(&args.combine, args.force)?)?;
+    let merged = Merged::new(&base, &adapters, &merge_options(&args.combine, &args.basis, args.force)?)?;
     for note in merged.notes() {
         eprintln!("{}", note_line(note));
     }

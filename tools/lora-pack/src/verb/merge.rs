@@ -14,10 +14,10 @@ use super::{hex, human};
 use crate::calibrate::Effort;
 use crate::calibrate::auto::Budget;
 use crate::calibrate::compare::Distance;
-use crate::cli::{CombineArgs, MergeArgs, Quant};
+use crate::cli::{BasisArgs, CombineArgs, MergeArgs, QloraBase, Quant};
 use crate::generation::Generation;
 use crate::keep;
-use crate::merge::{AdapterSpec, Level, MergeOptions, Merged, Note};
+use crate::merge::{AdapterSpec, Level, MergeOptions, Merged, Note, qlora};
 use crate::pack::{PackOptions, PackReport, headless, pack};
 use crate::quantize::gridded::{self, Gridded};
 use crate::source::{BaseModel, hub};
@@ -28,9 +28,9 @@ use crate::verify::LEAST_PROJECTION;
 /// # Errors
 /// Anything refused, named; no output file is left then.
 pub fn run(args: &MergeArgs) -> Result<()> {
-    let base = open_base(&args.base, &args.combine)?;
+    let base = open_base(&args.base, &args.basis)?;
     let adapters = args.adapters.iter().map(|a| adapter_spec(a)).collect::<Result<Vec<_>>>()?;
-    let merged = Merged::new(&base, &adapters, &merge_options(&args.combine, args.force)?)?;
+    let merged = Merged::new(&base, &adapters, &merge_options(&args.combine, &args.basis, args.pack.force)?)?;
     for note in merged.notes() {
         eprintln!("{}", note_line(note));
     }
@@ -39,9 +39,9 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     let options = PackOptions {
         format: quant.format(),
         keep: quant == Quant::Keep,
-        labels: args.labels.as_deref().map(labels).transpose()?,
-        task: args.task,
-        no_tokenizer: args.no_tokenizer,
+        labels: args.pack.labels.as_deref().map(labels).transpose()?,
+        task: args.pack.task,
+        no_tokenizer: args.pack.no_tokenizer,
         effort: effort(args, quant)?,
         calib: args.calib.clone(),
         budget: budget(args, quant)?,
@@ -56,7 +56,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     }
     let bar = progress_bar();
     let meta = provenance(&base, &merged, args);
-    let report = pack(&base, &merged, &options, meta, &args.out, &mut |stage, done, total| {
+    let report = pack(&base, &merged, &options, meta, &args.pack.out, &mut |stage, done, total| {
         bar.set_message(stage);
         bar.set_length(total);
         bar.set_position(done);
@@ -72,7 +72,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     for note in &settings {
         eprintln!("{}", note_line(note));
     }
-    if args.json {
+    if args.pack.json {
         let mut json = report_json(&report, &merged, args, quant);
         json["notes"] = merged.notes().iter().chain(&settings).map(|n| json!(n)).collect();
         json["delta_retained"] = json!(grid.map(|(grid, _)| grid.projection));
@@ -84,8 +84,12 @@ pub fn run(args: &MergeArgs) -> Result<()> {
 }
 
 /// The base: a path, or a model's name on the Hub.
-pub fn open_base(arg: &Path, combine: &CombineArgs) -> Result<BaseModel> {
-    Ok(BaseModel::open(&hub::locate(arg, combine.base_revision.as_deref())?)?)
+pub fn open_base(arg: &Path, basis: &BasisArgs) -> Result<BaseModel> {
+    let mut base = BaseModel::open(&hub::locate(arg, basis.base_revision.as_deref())?)?;
+    if let Some(QloraBase(Some(quantization))) = basis.qlora_base {
+        qlora::round_trip(&mut base, quantization)?;
+    }
+    Ok(base)
 }
 
 /// What packing onto a base that was quantized before means.
@@ -152,22 +156,30 @@ pub fn adapter_spec(arg: &str) -> Result<AdapterSpec> {
 }
 
 /// The library's options from the arguments.
-pub fn merge_options(args: &CombineArgs, force: bool) -> Result<MergeOptions> {
-    fn parsed<T: std::str::FromStr<Err = String> + Default>(flag: &str, arg: Option<&String>) -> Result<T> {
-        arg.map_or_else(|| Ok(T::default()), |a| a.parse().map_err(|known| anyhow!("{flag} {a}: expected {known}")))
-    }
+pub fn merge_options(args: &CombineArgs, basis: &BasisArgs, force: bool) -> Result<MergeOptions> {
     Ok(MergeOptions {
         combine: parsed("--combine", args.combine.as_ref())?,
         density: args.density,
         svd_rank: args.svd_rank,
         majority_sign: parsed("--majority-sign", args.majority_sign.as_ref())?,
         seed: args.seed.unwrap_or(0),
-        init_base: parsed("--init-base", args.init_base.as_ref())?,
-        base_revision: args.base_revision.clone(),
         round: args.peft_exact,
         force,
+        ..basis_options(basis)?
+    })
+}
+
+/// What of the library's options is about the base.
+pub fn basis_options(basis: &BasisArgs) -> Result<MergeOptions> {
+    Ok(MergeOptions {
+        init_base: parsed("--init-base", basis.init_base.as_ref())?,
+        base_revision: basis.base_revision.clone(),
         ..MergeOptions::default()
     })
+}
+
+fn parsed<T: std::str::FromStr<Err = String> + Default>(flag: &str, arg: Option<&String>) -> Result<T> {
+    arg.map_or_else(|| Ok(T::default()), |a| a.parse().map_err(|known| anyhow!("{flag} {a}: expected {known}")))
 }
 
 /// Labels as `a,b,c`, or from a JSON file: a list, `{"0": "a"}`, or an object with `id2label`.
@@ -206,6 +218,7 @@ fn progress_bar() -> ProgressBar {
 fn provenance(base: &BaseModel, merged: &Merged<'_>, args: &MergeArgs) -> BTreeMap<String, String> {
     let mut meta = BTreeMap::new();
     meta.insert("base.name".into(), base.name());
+    meta.extend(base.quantization().map(|text| ("base.weights".into(), text)));
     meta.insert("pack.tool".into(), concat!("lora-pack ", env!("CARGO_PKG_VERSION")).into());
     for (i, a) in merged.adapters().into_iter().enumerate() {
         let about = json!({"name": a.label, "weight": a.weight, "type": a.method, "r": a.r, "alpha": a.alpha,
@@ -226,7 +239,7 @@ pub fn applied(merged: &Merged<'_>) -> (usize, usize) {
 fn report_json(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs, quant: Quant) -> Value {
     let (applied, total) = applied(merged);
     json!({
-        "out": args.out, "file_bytes": r.file_bytes, "float_bytes": r.float_bytes, "hash": hex(&r.hash),
+        "out": args.pack.out, "file_bytes": r.file_bytes, "float_bytes": r.float_bytes, "hash": hex(&r.hash),
         "architecture": r.architecture, "task": r.task.name(), "quant": quant.name(), "carried": r.carried, "proof": r.distance.as_ref().map(Distance::json),
         "effort": effort(args, quant).unwrap_or_default().name(), "bits_per_weight": r.bits_per_weight, "tensors": r.tensors, "seconds": r.seconds,
         "adapter_tensors_applied": applied, "adapter_tensors": total, "changed": merged.changed().len(),
@@ -249,7 +262,7 @@ pub fn distance_line(d: &Distance) -> String {
 
 fn print_report(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs) {
     let (applied, total) = applied(merged);
-    println!("{}: {} for {}", args.out.display(), r.architecture, r.task.name());
+    println!("{}: {} for {}", args.pack.out.display(), r.architecture, r.task.name());
     if total > 0 {
         println!(
             "  adapters   {applied} of {total} adapter tensors applied, {} base tensors changed",

@@ -59,11 +59,11 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
 
 fn numbers(args: &VerifyArgs, base: &Path, packed: Model<'_>) -> Result<Numbers> {
     let adapters = args.adapters.iter().map(|a| adapter_spec(a)).collect::<Result<Vec<_>>>()?;
-    let base = open_base(base, &args.combine)?;
+    let base = open_base(base, &args.basis)?;
     let reference = Reference {
         base: &base,
         adapters: &adapters,
-        merge: &merge_options(&args.combine, false)?,
+        merge: &merge_options(&args.combine, &args.basis, false)?,
         text: args.text.as_deref(),
         tokens: args.tokens,
         kv: args.kv,

@@ -91,6 +91,8 @@ fn what_does_not_fit_is_named() {
     refused(&[("blk.0.nothing.weight.lora_a", a), ("blk.0.nothing.weight.lora_b", b)], &["no place"]);
     // Alone it cannot be read.
     write(&path, 2.0, &[("blk.0.attn_q.weight.lora_a", counting(&[1, 8], 1.0))]);
-    let error = lora_pack::merge::doctor::report(&AdapterSpec::new(&path), None, false).unwrap_err().to_string();
+    let error = lora_pack::merge::doctor::report(&AdapterSpec::new(&path), None, &MergeOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("--base"), "{error}");
 }

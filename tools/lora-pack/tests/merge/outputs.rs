@@ -152,7 +152,7 @@ fn the_report_says_what_fits() {
     let dir =
         kit.adapter(json!({"target_modules": ["q"], "task_type": "CAUSAL_LM", "lora_dropout": 0.1}), &factors(1.0));
     let base = BaseModel::open(&kit.base()).unwrap();
-    let report = doctor::report(&AdapterSpec::new(&dir), Some(&base), false).unwrap();
+    let report = doctor::report(&AdapterSpec::new(&dir), Some(&base), &MergeOptions::default()).unwrap();
     assert_eq!((report.method, report.task, report.tensors, report.parameters), ("LORA", Some("CAUSAL_LM"), 2, 5));
     let fit = report.fit.as_ref().unwrap();
     assert!(fit.merges && fit.attaches && fit.applied == 2 && fit.changed == 1);
@@ -163,7 +163,7 @@ fn the_report_says_what_fits() {
     }
     let other = Kit::llama(&[("model.layers.0.k.weight", rows(&[[1.0]]))]);
     let other = BaseModel::open(&other.base()).unwrap();
-    let fit = doctor::report(&AdapterSpec::new(&dir), Some(&other), false).unwrap().fit.unwrap();
+    let fit = doctor::report(&AdapterSpec::new(&dir), Some(&other), &MergeOptions::default()).unwrap().fit.unwrap();
     assert!(!fit.merges && fit.problem.unwrap().contains("model.layers.0.q"));
 }
 

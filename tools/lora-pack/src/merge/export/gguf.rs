@@ -280,7 +280,7 @@ impl WordTable {
 
 /// The stored tensor that can be copied as it lies: unchanged, and rearranged in the same way.
 fn stored<'m>(merged: &'m Merged, name: &str, arrangement: Arrangement) -> Option<TensorView<'m>> {
-    merged.unchanged(name).filter(|t| t.arrangement == arrangement)
+    merged.unchanged(name).filter(|t| t.is_plain() && t.arrangement == arrangement)
 }
 
 /// What all of some tensors are stored as, where all can be copied.

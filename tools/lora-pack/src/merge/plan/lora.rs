@@ -11,7 +11,8 @@ use super::super::method::Kind;
 use super::super::recipe::Step;
 use super::super::svd::LARGEST_FULL;
 use super::super::{InitBase, MergeError};
-use super::{Planner, is_conv1d, params};
+use super::{Planner, params};
+use crate::source::model::is_conv1d;
 use crate::source::quote;
 
 /// Plans all factor groups and returns the base's names of the modules that they adapt.

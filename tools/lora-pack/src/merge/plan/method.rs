@@ -12,8 +12,9 @@ use super::super::method::Kind;
 use super::super::method::dense::Dense;
 use super::super::recipe::Step;
 use super::super::targets::is_ending;
+use super::Planner;
 use super::lora::{expect, sides};
-use super::{Planner, is_conv1d};
+use crate::source::model::is_conv1d;
 use crate::source::quote;
 
 /// Plans all groups and returns the base's names of the modules that they adapt.

@@ -9,7 +9,7 @@ mod lora;
 mod method;
 mod params;
 mod replace;
-mod stack;
+pub(super) mod stack;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -40,14 +40,6 @@ pub(crate) struct Planner<'a> {
     pub notes: Vec<Note>,
     /// (parameter, first element) → factors that wait to be combined.
     waiting: BTreeMap<(String, usize), (Region, Parts)>,
-}
-
-/// Whether GPT-2's `Conv1D` holds this module, which stores its weight as (in × out). Decided by the architecture:
-/// the config's `fan_in_fan_out` may be wrong and a square weight does not tell.
-pub(crate) fn is_conv1d(model_type: &str, module: &str) -> bool {
-    let last = module.rsplit('.').next().unwrap_or(module);
-    matches!(model_type, "gpt2" | "openai-gpt" | "imagegpt" | "decision_transformer")
-        && matches!(last, "c_attn" | "c_proj" | "c_fc" | "q_attn")
 }
 
 impl<'a> Planner<'a> {

@@ -17,6 +17,7 @@ const EMBEDDINGS: &[&str] = &[
     "position_embeddings",
     "token_type_embeddings",
     "relative_attention_bias",
+    "rel_embeddings",
 ];
 
 /// First segments of task heads.
