@@ -3,7 +3,8 @@
     python tests/peft/random_configs.py LORA_PACK [COUNT [SEED]]
 
 LORA_PACK is the program. Needs torch, transformers and peft (written against 2.15, 5.23 and 0.21.2). Prints one line per
-disagreement or refusal and a table of counts; exit code 1 if any weight differs.
+disagreement or refusal and a table of counts, with the largest difference as a share of the largest weight of its tensor; exit
+code 1 if any weight differs.
 """
 
 import collections
@@ -18,7 +19,7 @@ import warnings
 
 import torch
 import transformers
-from peft import (AdaLoraConfig, HRAConfig, IA3Config, LNTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig,
+from peft import (AdaLoraConfig, BOFTConfig, FourierFTConfig, HRAConfig, IA3Config, LNTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig,
                   PeftModel, TrainableTokensConfig, VeraConfig, get_peft_model)
 from safetensors.torch import load_file, save_file
 
@@ -101,7 +102,7 @@ def other(rng, family, task):
     """A random config of another method."""
     _, _, linears, embedding, norm = FAMILIES[family]
     common = dict(task_type=task, target_modules=some(rng, linears))
-    kinds = ["loha", "lokr", "ia3", "adalora", "oft", "hra", "vera", "ln", "tokens"]
+    kinds = ["loha", "lokr", "ia3", "adalora", "oft", "boft", "fourierft", "hra", "vera", "ln", "tokens"]
     kind = rng.choice(kinds if family != "gpt2" else ["ia3"])
     if kind == "loha":
         return LoHaConfig(r=rng.choice([1, 3]), alpha=rng.choice([4, 7]), **common)
@@ -113,6 +114,12 @@ def other(rng, family, task):
         return AdaLoraConfig(init_r=4, target_r=2, lora_alpha=6, total_step=10, tinit=1, tfinal=1, **common)
     if kind == "oft":
         return OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=rng.random() < 0.5, block_share=rng.random() < 0.3, **common)
+    if kind == "boft":
+        size = rng.choice([{"boft_block_size": 4}, {"boft_block_size": 0, "boft_block_num": 4}])
+        return BOFTConfig(**size, **common)
+    if kind == "fourierft":
+        return FourierFTConfig(n_frequency=rng.choice([1, 20, 60]), scaling=rng.choice([20.0, 150.0]),
+                               random_loc_seed=rng.choice([777, 5]), **common)
     if kind == "hra":
         return HRAConfig(r=2, apply_GS=rng.random() < 0.5, **common)
     if kind == "vera":
@@ -188,7 +195,7 @@ def saved_and_merged(rng, adapter, config, start, load):
 
 
 def one(rng, folder, program):
-    """One comparison: (label, outcome, detail)."""
+    """One comparison: (label, outcome, detail or, where all agrees, the largest difference)."""
     family = rng.choice(list(FAMILIES))
     settings, tasks, *_ = FAMILIES[family]
     task = rng.choice(tasks)
@@ -223,6 +230,7 @@ def one(rng, folder, program):
         return label, "lora-pack refuses", done.stderr.strip().splitlines()[-1][:300] + "\n      " + about[:600]
     got = load_file(out / "model.safetensors")
     tolerance = 1e-4 if start in ("pissa", "olora", "svd") else 1e-5
+    worst = 0.0
     for name, have in got.items():
         want = wanted.get(name)
         if want is None or want.shape != have.shape:
@@ -230,7 +238,8 @@ def one(rng, folder, program):
         error = (have.double() - want.double()).abs() / (want.double().abs() + 0.05)
         if not error.max().item() <= tolerance:
             return label, "DIFFERS", f"{name}: off by {error.max().item():.2e}\n      {about}"
-    return label, "agrees", ""
+        worst = max(worst, ((have - want).abs().max() / want.abs().max().clamp(min=1e-30)).item())
+    return label, "agrees", worst
 
 
 def main():
@@ -238,16 +247,18 @@ def main():
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 300
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else 1
     torch.set_num_threads(1)
-    table = collections.Counter()
+    table, worst = collections.Counter(), collections.defaultdict(float)
     for i in range(count):
         folder = pathlib.Path(tempfile.mkdtemp())
         label, outcome, detail = one(random.Random(seed * 1_000_003 + i), folder, program)
         table[label.split()[0], outcome] += 1
-        if outcome != "agrees":
+        if outcome == "agrees":
+            worst[label.split()[0]] = max(worst[label.split()[0]], detail)
+        else:
             print(f"{i}: {label}: {outcome}: {detail}", flush=True)
         shutil.rmtree(folder)
     for (method, outcome), n in sorted(table.items()):
-        print(f"{method:18} {outcome:18} {n}")
+        print(f"{method:20} {outcome:18} {n:4}" + (f"   {worst[method]:.1e}" if outcome == "agrees" else ""))
     sys.exit(any(outcome == "DIFFERS" for _, outcome in table))
 
 

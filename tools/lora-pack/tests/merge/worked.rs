@@ -530,6 +530,14 @@ fn rotations_and_reflections() {
     close(&exact.tensor(Q), &[[0.0, 1.0, 0.4, 2.2], [-1.0, 0.0, -3.0, 1.0]], 1e-6);
     let series = method("OFT", json!({"use_cayley_neumann": true, "num_cayley_neumann_terms": 5}), weight(), &skew());
     close(&series.tensor(Q), &[[0.0, 0.0, 1.875, -0.9375], [0.0, 0.0, 1.6875, 2.4375]], 1e-6);
+    let blocks = tensor(&[1, 2, 2, 2], &[0.3, 1.0, -0.5, 2.0, 0.0, 0.25, -0.75, 1.0]);
+    let boft = [("boft_R", blocks), ("boft_s", rows(&[[1.0], [2.0]]))];
+    let boft = method("BOFT", json!({"boft_block_size": 2}), weight(), &boft);
+    close(&boft.tensor(Q), &[[0.28, 0.96, 0.4, 2.2], [-1.92, 0.56, -6.0, 2.0]], 1e-6);
+    let several = tensor(&[2, 2, 2, 2], &[0.1; 16]);
+    let several = [("boft_R", several), ("boft_s", rows(&[[1.0], [2.0]]))];
+    let several = method("BOFT", json!({"boft_block_size": 2}), weight(), &several).refusal();
+    assert!(several.contains("butterfly") && several.contains("boft_R"), "{several}");
     let kit = method("HRA", json!({"apply_GS": false}), w(), &[("hra_u", rows(&[[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]]))]);
     close(&kit.tensor(Q), &[[0.0, -1.0, -2.0], [-1.0, 0.0, 1.0]], 1e-6);
     let gs = method("HRA", json!({"apply_GS": true}), w(), &[("hra_u", rows(&[[1.0, 1.0], [1.0, 1.0], [0.0, 2.0]]))]);
@@ -556,6 +564,13 @@ fn other_methods() {
         ],
     );
     close(&delora.tensor(Q), &[[1.0, 0.0, 2.0], [6.0, 9.0, -1.0]], 1e-6);
+    let square = rows(&[[1.0, 0.0, 2.0, 1.0], [0.0, 1.0, -1.0, 3.0], [2.0, -1.0, 0.5, 0.0]]);
+    let spectrum = [("fourierft_spectrum", list(&[1.0, -2.0, 0.5]))];
+    let fourier = method("FOURIERFT", json!({"n_frequency": 3, "scaling": 6.0}), square.clone(), &spectrum);
+    let want = [[0.75, 0.0, 2.25, 1.0], [0.5, -0.299_038, -1.5, 4.299_038], [2.5, 0.299_038, 0.0, -1.299_038]];
+    close(&fourier.tensor(Q), &want, 1e-6);
+    let unseeded = method("FOURIERFT", json!({"random_loc_seed": -1}), square, &spectrum).refusal();
+    assert!(unseeded.contains("random_loc_seed"), "{unseeded}");
     let shira = method(
         "SHIRA",
         json!({"r": 1, "mask_type": "random"}),

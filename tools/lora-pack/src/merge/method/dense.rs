@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::super::adapter::Adapter;
 use super::super::factors::Region;
 use super::super::{MergeError, matrix};
+use super::fourier;
 
 /// A change of one weight, with the names of its tensors.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +42,24 @@ pub enum Dense {
         /// Terms of the Neumann series; the exact inverse if `None`.
         terms: Option<usize>,
     },
+    /// BOFT: blocks of inputs are rotated, then outputs scaled.
+    RotateAndScale {
+        /// `boft_R`: (1, blocks, b, b)
+        blocks: String,
+        /// `boft_s`: (out, 1)
+        gains: String,
+        /// b
+        block: usize,
+    },
+    /// FourierFT: coefficients of the change's spectrum.
+    Spectrum {
+        /// `fourierft_spectrum`: (n)
+        values: String,
+        /// Decides where they are.
+        seed: u64,
+        /// Multiplies the change.
+        scale: f64,
+    },
     /// HRA: inputs are reflected, one vector after the other.
     Reflect {
         /// `hra_u`: (in, r)
@@ -72,7 +91,12 @@ pub enum Dense {
 impl Dense {
     /// Whether the change is added to the weight, so that a user's weight can scale it.
     pub fn is_additive(&self) -> bool {
-        matches!(self, Self::Hadamard { .. } | Self::Kronecker { .. } | Self::Repeat { .. } | Self::Sparse { .. })
+        match self {
+            Self::Hadamard { .. } | Self::Kronecker { .. } | Self::Repeat { .. } => true,
+            Self::Sparse { .. } | Self::Spectrum { .. } => true,
+            Self::Scale { .. } | Self::Rotate { .. } | Self::RotateAndScale { .. } => false,
+            Self::Reflect { .. } | Self::Modulate { .. } => false,
+        }
     }
 
     /// Changes `w` in place. Shapes were checked when the step was planned.
@@ -116,17 +140,24 @@ impl Dense {
                     .map(|v| rotation(v, *block, *terms))
                     .collect::<Option<Vec<_>>>()
                     .ok_or_else(|| adapter.bad(skew, "its Cayley transform does not exist"))?;
-                each_row(w, cols, |_, row| {
-                    for (i, part) in row.chunks_exact_mut(*block).enumerate() {
-                        // One shared block turns every part alike.
-                        let r = rotations.get(i).unwrap_or(&rotations[0]);
-                        let turned: Vec<f32> = r
-                            .chunks_exact(*block)
-                            .map(|r| r.iter().zip(&*part).map(|(r, &x)| r * f64::from(x)).sum::<f64>() as f32)
-                            .collect();
-                        part.copy_from_slice(&turned);
-                    }
+                each_row(w, cols, |_, row| turn(row, &rotations, *block));
+            }
+            Self::RotateAndScale { blocks, gains, block } => {
+                let (stored, gains) = (adapter.load(blocks)?, adapter.load(gains)?);
+                let rotations = stored
+                    .chunks_exact(block * block)
+                    .map(|m| rotation(&skew_part(m, *block), *block, None))
+                    .collect::<Option<Vec<_>>>()
+                    .ok_or_else(|| adapter.bad(blocks, "its Cayley transform does not exist"))?;
+                each_row(w, cols, |o, row| {
+                    turn(row, &rotations, *block);
+                    row.iter_mut().for_each(|x| *x *= gains[o]);
                 });
+            }
+            Self::Spectrum { values, seed, scale } => {
+                let values = adapter.load(values)?;
+                let (left, right) = fourier::factors(&values, *seed, region.rows, cols, scale * weight);
+                matrix::add_product(w, cols, &left, &right, right.len() / cols.max(1));
             }
             Self::Reflect { vectors, orthogonal } => {
                 let stored = adapter.load(vectors)?;
@@ -198,6 +229,23 @@ fn side(keys: &[String], adapter: &Adapter) -> Result<(Vec<f32>, (usize, usize))
         }
         _ => (adapter.load(&keys[0])?, shape(&keys[0]).map(|r| (r.rows, r.cols))?),
     })
+}
+
+/// Turns every block of a row by its rotation; one shared block turns every part alike.
+fn turn(row: &mut [f32], rotations: &[Square], block: usize) {
+    for (i, part) in row.chunks_exact_mut(block).enumerate() {
+        let r = rotations.get(i).unwrap_or(&rotations[0]);
+        let turned: Vec<f32> = r
+            .chunks_exact(block)
+            .map(|r| r.iter().zip(&*part).map(|(r, &x)| r * f64::from(x)).sum::<f64>() as f32)
+            .collect();
+        part.copy_from_slice(&turned);
+    }
+}
+
+/// The upper triangle of `(m − mᵀ) / 2`.
+fn skew_part(m: &[f32], n: usize) -> Vec<f32> {
+    (0..n).flat_map(|i| (i + 1..n).map(move |j| 0.5 * (m[i * n + j] - m[j * n + i]))).collect()
 }
 
 type Square = Vec<f64>;

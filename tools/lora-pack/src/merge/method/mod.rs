@@ -4,8 +4,10 @@
 //! like LoRA's; the others are `dense` steps.
 
 pub(crate) mod dense;
+mod fourier;
 
 use super::config::{Action, Field};
+pub(crate) use fourier::LARGEST;
 
 /// The methods that are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub enum Kind {
     LnTuning,
     Vera,
     Oft,
+    Boft,
+    FourierFt,
     Hra,
     Miss,
     HiRa,
@@ -102,6 +106,18 @@ pub const METHODS: &[Method] = &[
         f("use_cayley_neumann", "true", Applied, "a series instead of the inverse"),
         f("num_cayley_neumann_terms", "5", Applied, "its length"), INIT, DROP,
     ] },
+    Method { name: "BOFT", kind: Kind::Boft, formula: "`s ⊙ W·blockdiag(R)ᵀ`, R the Cayley transform of the skew part of the stored matrices, s over outputs", alpha: None, fields: &[
+        f("boft_block_size", "4", Checked, "told from the tensors"),
+        f("boft_block_num", "0", Checked, "told from the tensors"),
+        f("boft_n_butterfly_factor", "1", Checked, "told from the tensors; more than one, which PEFT only runs with a CUDA extension, is refused"),
+        f("boft_dropout", "0.0", Irrelevant, "training only"), INIT,
+    ] },
+    Method { name: "FOURIERFT", kind: Kind::FourierFt, formula: "`W + scaling · Re ifft2(F)`, F zero but for the stored coefficients, at places drawn as torch does", alpha: None, fields: &[
+        f("scaling", "150.0", Applied, "multiplies the change"),
+        f("random_loc_seed", "777", Applied, "decides which coefficients are stored"),
+        f("n_frequency", "1000", Checked, "told from the tensors"),
+        f("n_frequency_pattern", "{}", Checked, "told from the tensors"), INIT,
+    ] },
     Method { name: "HRA", kind: Kind::Hra, formula: "`W·Π(I − 2·u·uᵀ)`, in order", alpha: None, fields: &[
         f("apply_GS", "false", Applied, "the vectors are made orthogonal first"), INIT,
     ] },
@@ -129,10 +145,12 @@ pub const REFUSED: &[(&str, &str)] = &[
     ("PROMPT_TUNING", PROMPT), ("MULTITASK_PROMPT_TUNING", PROMPT), ("P_TUNING", PROMPT), ("PREFIX_TUNING", PROMPT),
     ("CPT", PROMPT), ("CARTRIDGE", PROMPT), ("ADAPTION_PROMPT", PROMPT),
     ("XLORA", ROUTER), ("POLY", ROUTER), ("LILY", ROUTER),
-    ("C3A", RARE), ("BOFT", RARE), ("FOURIERFT", RARE), ("RANDLORA", RARE), ("VBLORA", RARE), ("ROAD", RARE),
+    ("C3A", RARE), ("RANDLORA", RARE), ("VBLORA", RARE), ("ROAD", RARE),
     ("GRALORA", RARE), ("GLORA", RARE), ("WAVEFT", RARE), ("PSOFT", RARE), ("TINYLORA", RARE), ("UNILORA", RARE),
     ("BONE", "its blocks changed meaning between PEFT releases; merge it with PEFT's merge_and_unload first"),
-    ("OSF", RARE),
+    ("OSF", RARE), ("ADAMSS", RARE), ("BEFT", RARE), ("FROD", RARE), ("PVERA", RARE), ("PEANUT", RARE),
+    ("SUPERTUNING", RARE), ("DEFT", RARE),
+    ("SHADOW", "it runs beside the model and depends on the input: it cannot be merged"),
 ];
 
 const PROMPT: &str = "learned prompts are inputs, not weights: they cannot be merged";

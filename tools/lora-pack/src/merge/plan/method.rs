@@ -9,13 +9,14 @@ use super::super::adapter::{Adapter, Group};
 use super::super::factors::Region;
 use super::super::keys::Part;
 use super::super::method::Kind;
+use super::super::method::LARGEST;
 use super::super::method::dense::Dense;
 use super::super::recipe::Step;
 use super::super::targets::is_ending;
 use super::Planner;
 use super::lora::{expect, sides};
 use crate::source::model::is_conv1d;
-use crate::source::quote;
+use crate::source::{SourceError, quote};
 
 /// Plans all groups and returns the base's names of the modules that they adapt.
 pub(super) fn plan(planner: &mut Planner, index: usize, adapter: &Adapter) -> Result<BTreeSet<String>, MergeError> {
@@ -196,6 +197,45 @@ impl<'a> Look<'a> {
                     self.adapter.field("num_cayley_neumann_terms").and_then(Value::as_u64).unwrap_or(5).min(64) as usize
                 });
                 Dense::Rotate { skew, block, terms: series }
+            }
+            Kind::Boft => {
+                self.only(&["boft_R", "boft_s"])?;
+                let (blocks, gains) = (self.get("boft_R")?, self.get("boft_s")?);
+                let shape = self.adapter.tensor(&blocks)?.shape;
+                let &[factors, count, block, columns] = shape else {
+                    return Err(self.adapter.bad(&blocks, format!("shape {shape:?} holds no blocks")));
+                };
+                if factors != 1 {
+                    let why =
+                        "more than one butterfly factor is not merged here; merge it with PEFT and its CUDA extension";
+                    let what = format!("{} of shape {shape:?}", quote(&blocks));
+                    return Err(MergeError::refused(&self.adapter.files.weights_path, what, why));
+                }
+                if block != columns || block == 0 || count.checked_mul(block) != Some(cols) {
+                    return Err(self
+                        .adapter
+                        .bad(&blocks, format!("shape {shape:?} holds no rotations of {cols} inputs")));
+                }
+                expect(self.adapter, &gains, rows)?;
+                Dense::RotateAndScale { blocks, gains, block }
+            }
+            Kind::FourierFt => {
+                self.only(&["fourierft_spectrum"])?;
+                let values = self.get("fourierft_spectrum")?;
+                let count = self.adapter.tensor(&values)?.elements();
+                if !(1..=rows * cols).contains(&count) || rows * cols >= LARGEST {
+                    let problem = format!(
+                        "{count} coefficients, where the spectrum of {rows}×{cols} has from 1 to {}",
+                        (rows * cols).min(LARGEST)
+                    );
+                    return Err(self.adapter.bad(&values, problem));
+                }
+                let number = |name: &str| self.adapter.field(name).filter(|v| !v.is_null());
+                let bad = |name: &str, problem: &str| SourceError::field(self.adapter.config_file(), name, problem);
+                let seed = number("random_loc_seed").map_or(Some(777), Value::as_u64);
+                let seed = seed.ok_or_else(|| bad("random_loc_seed", "not a number from 0 on"))?;
+                let scale = number("scaling").map_or(Some(150.0), Value::as_f64);
+                Dense::Spectrum { values, seed, scale: scale.ok_or_else(|| bad("scaling", "not a number"))? }
             }
             Kind::Hra => {
                 self.only(&["hra_u"])?;
