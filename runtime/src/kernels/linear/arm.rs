@@ -294,7 +294,7 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                     // SAFETY: the group is one of the rows' and of the panel's.
                     unsafe {
                         let (wa, wb) = self.unpack(place, s);
-                        let w = D::arrange(self.centred(wa), self.centred(wb));
+                        let w = D::arrange::<T>(self.centred(wa), self.centred(wb));
                         let scales = self.scales(place, s);
                         // One pointer that goes from token to token: the compiler would keep two for each.
                         let x = opaque(a.x.add(t * a.stride + place.g * GROUP)).cast();

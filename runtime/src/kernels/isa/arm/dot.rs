@@ -35,8 +35,8 @@ pub unsafe trait Dot: Copy + 'static {
         None
     }
 
-    /// The four rows' codes in the order that [`Dot::group`] wants.
-    fn arrange(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8];
+    /// The four rows' codes in the order that [`Dot::group`] wants, for tiles of `T` tokens.
+    fn arrange<const T: usize>(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8];
 
     /// Tokens whose chains of dependent instructions run side by side, for processors that start them in order: 2 or 4.
     const TOGETHER: usize;
@@ -247,12 +247,13 @@ unsafe impl Dot for Mull {
 
     #[inline(always)]
     fn rows(max: i32, strips: [Rows; 2], x: [int8x16_t; 4], start: Start) -> [int32x4_t; 2] {
+        let x = x.map(opaque);
         [four_rows(max, strips[0], x, start), four_rows(max, strips[1], x, start)]
     }
 
     /// Of each row the inputs 0…15, then of each row the inputs 16…31.
     #[inline(always)]
-    fn arrange(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8] {
+    fn arrange<const T: usize>(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8] {
         op!({
             let pairs = |p, q| {
                 let (p, q) = (vreinterpretq_s64_s8(p), vreinterpretq_s64_s8(q));
@@ -260,7 +261,9 @@ unsafe impl Dot for Mull {
             };
             let ((a0, a1), (b0, b1)) = (pairs(a[0], a[1]), pairs(b[0], b[1]));
             let ((a2, a3), (b2, b3)) = (pairs(a[2], a[3]), pairs(b[2], b[3]));
-            [a0, a1, b0, b1, a2, a3, b2, b3]
+            let w = [a0, a1, b0, b1, a2, a3, b2, b3];
+            // With eight tokens there is no register left for upper halves of the codes.
+            if T == 8 { w.map(opaque) } else { w }
         })
     }
 
@@ -274,14 +277,14 @@ unsafe impl Dot for Mull {
             let mut words = [[vdupq_n_s16(0); ROWS]; N];
             let mut i = 0;
             while i < N {
-                let x = vld1q_s8(x[i]);
+                let x = opaque(vld1q_s8(x[i]));
                 words[i] = [two(w[0], x), two(w[1], x), two(w[2], x), two(w[3], x)];
                 i += 1;
             }
             let mut sums = [vdupq_n_s32(0); N];
             let mut i = 0;
             while i < N {
-                let x = vld1q_s8(x[i].add(16));
+                let x = opaque(vld1q_s8(x[i].add(16)));
                 sums[i] = if word_run(max) >= 4 {
                     let [p, q, r, s] = words[i];
                     fold_words(max, 4, [more(p, w[4], x), more(q, w[5], x), more(r, w[6], x), more(s, w[7], x)])
@@ -337,9 +340,23 @@ pub fn settle_sum(v: &mut int32x4_t) {
     unsafe { asm!("/* {0:v} */", inout(vreg) * v, options(nostack, preserves_flags)) }
 }
 
-/// Four products added into 32 bits by one instruction.
+/// `x`, of which the compiler knows no more than that. Where it sees that both halves are the same, or comes to load them
+/// apart, it takes the halves of the codes apart too, by an instruction each, and no longer multiplies upper halves in place.
+#[inline(always)]
+fn opaque(mut x: int8x16_t) -> int8x16_t {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0:v} */", inout(vreg) x, options(pure, nomem, nostack, preserves_flags)) }
+    x
+}
+
+/// Four products added into 32 bits by one instruction; if `MATRIX`, of several tokens two rows by two columns of eight.
+/// (Processors that have `smmla` have `sdot`.)
 #[derive(Clone, Copy, Debug)]
-pub struct Sdot;
+pub struct Products<const MATRIX: bool>;
+/// By `sdot`.
+pub type Sdot = Products<false>;
+/// By `sdot` and `smmla`.
+pub type Smmla = Products<true>;
 
 /// `acc + Σ₄ w·x` per lane. The intrinsic is not stable yet.
 ///
@@ -455,8 +472,36 @@ unsafe fn four(start: int32x4_t, w: [int8x16_t; 8], x: [*const i8; 4]) -> [int32
     [s0, s1, s2, s3]
 }
 
-// SAFETY: base instructions and `sdot`.
-unsafe impl Dot for Sdot {
+/// Sums that start from `start` of two tokens' 32 inputs times codes as [`Smmla`] arranges them.
+///
+/// # Safety
+/// The CPU has `smmla`; each `x` is valid for reading 32 bytes.
+#[inline(always)]
+unsafe fn matrix(start: int32x4_t, w: [int8x16_t; 8], x: [*const i8; 2]) -> [int32x4_t; 2] {
+    let (mut s0, mut s1) = (start, start);
+    // SAFETY: as the caller vouches.
+    unsafe {
+        asm!(
+            "ldr {x0:q}, [{p0}]", "ldr {x1:q}, [{p1}]", "ldr {x2:q}, [{p0}, #16]", "ldr {x3:q}, [{p1}, #16]",
+            "zip1 {z:v}.2d, {x0:v}.2d, {x1:v}.2d", "zip2 {x0:v}.2d, {x0:v}.2d, {x1:v}.2d",
+            "zip1 {x1:v}.2d, {x2:v}.2d, {x3:v}.2d", "zip2 {x2:v}.2d, {x2:v}.2d, {x3:v}.2d",
+            "smmla {s0:v}.4s, {w0:v}.16b, {z:v}.16b", "smmla {s1:v}.4s, {w4:v}.16b, {z:v}.16b",
+            "smmla {s0:v}.4s, {w1:v}.16b, {x0:v}.16b", "smmla {s1:v}.4s, {w5:v}.16b, {x0:v}.16b",
+            "smmla {s0:v}.4s, {w2:v}.16b, {x1:v}.16b", "smmla {s1:v}.4s, {w6:v}.16b, {x1:v}.16b",
+            "smmla {s0:v}.4s, {w3:v}.16b, {x2:v}.16b", "smmla {s1:v}.4s, {w7:v}.16b, {x2:v}.16b",
+            s0 = inout(vreg) s0, s1 = inout(vreg) s1,
+            w0 = in(vreg) w[0], w1 = in(vreg) w[1], w2 = in(vreg) w[2], w3 = in(vreg) w[3],
+            w4 = in(vreg) w[4], w5 = in(vreg) w[5], w6 = in(vreg) w[6], w7 = in(vreg) w[7],
+            x0 = out(vreg) _, x1 = out(vreg) _, x2 = out(vreg) _, x3 = out(vreg) _, z = out(vreg) _,
+            p0 = in(reg) x[0], p1 = in(reg) x[1],
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    op!([vuzp1q_s32(s0, s1), vuzp2q_s32(s0, s1)])
+}
+
+// SAFETY: base instructions and `sdot`, of `MATRIX` also `smmla`.
+unsafe impl<const MATRIX: bool> Dot for Products<MATRIX> {
     // As a float's bits: 1.5·2^23, whose last bit counts 1, so that BIAS + d are the bits of 1.5·2^23 + d.
     const BIAS: i32 = 0x4b40_0000;
     const TOGETHER: usize = 4;
@@ -507,9 +552,12 @@ unsafe impl Dot for Sdot {
         Some(unsafe { nibbles::by_sdot::<TABLE>(codes, table, x, &start.halves) })
     }
 
-    /// The four rows side by side, four inputs at a time.
+    /// The four rows side by side, four inputs at a time; for `smmla` rows 0 and 1, then 2 and 3, as they lie in the file.
     #[inline(always)]
-    fn arrange(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8] {
+    fn arrange<const T: usize>(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8] {
+        if MATRIX {
+            return [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]];
+        }
         op!({
             let pairs = |p, q| {
                 let (p, q) = (vreinterpretq_s32_s8(p), vreinterpretq_s32_s8(q));
@@ -526,7 +574,12 @@ unsafe impl Dot for Sdot {
         let mut sums = [start.whole; N];
         // SAFETY: passed on; N is 2 or 4.
         unsafe {
-            if N == 4 {
+            if MATRIX {
+                [sums[0], sums[1]] = matrix(start.whole, w, [x[0], x[1]]);
+                if N == 4 {
+                    [sums[2], sums[3]] = matrix(start.whole, w, [x[2], x[3]]);
+                }
+            } else if N == 4 {
                 [sums[0], sums[1], sums[2], sums[3]] = four(start.whole, w, [x[0], x[1], x[2], x[3]]);
             } else {
                 [sums[0], sums[1]] = two(start.whole, w, [x[0], x[1]]);
@@ -546,7 +599,13 @@ unsafe impl Dot for Sdot {
         scale: usize,
     ) {
         // SAFETY: passed on.
-        unsafe { tokens::by_sdot(acc, w, factors, x, stride, scale) }
+        unsafe {
+            if MATRIX {
+                tokens::by_smmla(acc, w, factors, x, stride, scale);
+            } else {
+                tokens::by_sdot(acc, w, factors, x, stride, scale);
+            }
+        }
     }
 
     #[inline(always)]
@@ -555,97 +614,5 @@ unsafe impl Dot for Sdot {
         // rounding, so it is the contract's f32(d)·m and no fused arithmetic. The conversion would cost two slots of the
         // one pipe that has it.
         op!(vfmaq_f32(least, vreinterpretq_f32_s32(sum), m))
-    }
-}
-
-/// [`Sdot`], and a matrix product of two rows by two columns of eight.
-#[derive(Clone, Copy, Debug)]
-pub struct Smmla;
-
-/// Sums that start from `start` of two tokens' 32 inputs times codes as [`Smmla`] arranges them.
-///
-/// # Safety
-/// The CPU has `smmla`; each `x` is valid for reading 32 bytes.
-#[inline(always)]
-unsafe fn matrix(start: int32x4_t, w: [int8x16_t; 8], x: [*const i8; 2]) -> [int32x4_t; 2] {
-    let (mut s0, mut s1) = (start, start);
-    // SAFETY: as the caller vouches.
-    unsafe {
-        asm!(
-            "ldr {x0:q}, [{p0}]", "ldr {x1:q}, [{p1}]", "ldr {x2:q}, [{p0}, #16]", "ldr {x3:q}, [{p1}, #16]",
-            "zip1 {z:v}.2d, {x0:v}.2d, {x1:v}.2d", "zip2 {x0:v}.2d, {x0:v}.2d, {x1:v}.2d",
-            "zip1 {x1:v}.2d, {x2:v}.2d, {x3:v}.2d", "zip2 {x2:v}.2d, {x2:v}.2d, {x3:v}.2d",
-            "smmla {s0:v}.4s, {w0:v}.16b, {z:v}.16b", "smmla {s1:v}.4s, {w4:v}.16b, {z:v}.16b",
-            "smmla {s0:v}.4s, {w1:v}.16b, {x0:v}.16b", "smmla {s1:v}.4s, {w5:v}.16b, {x0:v}.16b",
-            "smmla {s0:v}.4s, {w2:v}.16b, {x1:v}.16b", "smmla {s1:v}.4s, {w6:v}.16b, {x1:v}.16b",
-            "smmla {s0:v}.4s, {w3:v}.16b, {x2:v}.16b", "smmla {s1:v}.4s, {w7:v}.16b, {x2:v}.16b",
-            s0 = inout(vreg) s0, s1 = inout(vreg) s1,
-            w0 = in(vreg) w[0], w1 = in(vreg) w[1], w2 = in(vreg) w[2], w3 = in(vreg) w[3],
-            w4 = in(vreg) w[4], w5 = in(vreg) w[5], w6 = in(vreg) w[6], w7 = in(vreg) w[7],
-            x0 = out(vreg) _, x1 = out(vreg) _, x2 = out(vreg) _, x3 = out(vreg) _, z = out(vreg) _,
-            p0 = in(reg) x[0], p1 = in(reg) x[1],
-            options(pure, readonly, nostack, preserves_flags)
-        );
-    }
-    op!([vuzp1q_s32(s0, s1), vuzp2q_s32(s0, s1)])
-}
-
-// SAFETY: as `Sdot`, whose instructions come with `smmla`.
-unsafe impl Dot for Smmla {
-    const BIAS: i32 = Sdot::BIAS;
-    const TOGETHER: usize = Sdot::TOGETHER;
-    const TILE: usize = 16;
-
-    #[inline(always)]
-    fn dots<const N: usize>(max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t {
-        Sdot::dots(max, w, x)
-    }
-    #[inline(always)]
-    fn rows(max: i32, strips: [Rows; 2], x: [int8x16_t; 4], start: Start) -> [int32x4_t; 2] {
-        Sdot::rows(max, strips, x, start)
-    }
-    #[inline(always)]
-    unsafe fn nibbles<const TABLE: bool>(
-        codes: *const u8,
-        table: uint8x16_t,
-        x: [int8x16_t; 4],
-        start: &Start,
-    ) -> Option<[int32x4_t; 4]> {
-        // SAFETY: passed on.
-        Some(unsafe { nibbles::by_sdot::<TABLE>(codes, table, x, &start.halves) })
-    }
-
-    /// Rows 0 and 1, then rows 2 and 3, as they lie in the file.
-    #[inline(always)]
-    fn arrange(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8] {
-        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
-    }
-    #[inline(always)]
-    unsafe fn group<const N: usize>(_max: i32, w: [int8x16_t; 8], x: [*const i8; N], start: Start) -> [int32x4_t; N] {
-        let mut sums = [start.whole; N];
-        let mut i = 0;
-        while i < N {
-            // SAFETY: passed on; N is even.
-            [sums[i], sums[i + 1]] = unsafe { matrix(start.whole, w, [x[i], x[i + 1]]) };
-            i += 2;
-        }
-        sums
-    }
-    #[inline(always)]
-    unsafe fn add<const T: usize>(
-        acc: &mut [float32x4_t; T],
-        _max: i32,
-        w: [int8x16_t; 8],
-        factors: &Factors,
-        x: *const i8,
-        stride: usize,
-        scale: usize,
-    ) {
-        // SAFETY: passed on.
-        unsafe { tokens::by_smmla(acc, w, factors, x, stride, scale) }
-    }
-    #[inline(always)]
-    fn times(sum: int32x4_t, m: float32x4_t, least: float32x4_t) -> float32x4_t {
-        Sdot::times(sum, m, least)
     }
 }
