@@ -220,6 +220,8 @@ def one(rng, folder, program):
             peft_config = lora(rng, family, task, tied) if rng.random() < 0.75 else other(rng, family, task)
             label = f"{peft_config.peft_type.value} {label}"
             start = getattr(peft_config, "init_lora_weights", True)
+            if start in ("pissa", "olora"):
+                label = f"{start} {label}"
             wanted = saved_and_merged(rng, adapter, peft_config, start, load)
     except Exception as e:  # noqa: BLE001 - whatever PEFT does not do is not compared
         return label, "PEFT refuses", f"{type(e).__name__}: {e}".splitlines()[0][:150]

@@ -1,8 +1,8 @@
 //! A float weight as training over its quantized form saw it: quantized as bitsandbytes does, and dequantized again.
 //!
-//! The codes are those of bitsandbytes on a CPU; devices divide differently in the last bit, so a weight in the middle between
-//! two codes can get the other one. The mean of the scales, which double quantization takes off them, is the correctly rounded
-//! one; torch's depends on the device that summed it.
+//! Every code is the nearest one, as in bitsandbytes' plain torch code. Its code for CPUs and GPUs searches and sums in ways of
+//! its own: there a weight or scale beside the middle between two codes can get the other one. The mean of the scales, which
+//! double quantization takes off them, is the correctly rounded one.
 
 use std::fmt;
 use std::str::FromStr;
