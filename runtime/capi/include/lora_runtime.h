@@ -151,10 +151,21 @@ typedef struct lora_segment { /* consecutive tokens of one sequence */
     uint32_t len;
 } lora_segment;
 
-/* One step over tokens of several sequences (at most 64). outputs: the rows of `tokens` whose results are wanted. */
-lora_status lora_session_run(lora_session *session, uint32_t entry, const uint32_t *tokens, const uint32_t *types,
-                             size_t count, const lora_segment *segments, size_t segment_count,
-                             const uint32_t *outputs, size_t output_count, lora_error *error);
+struct lora_set; /* below: adapters */
+
+typedef struct lora_step { /* tokens of several sequences, one sequence after the other */
+    const uint32_t *tokens;
+    const uint32_t *types;        /* NULL: all zero */
+    size_t count;
+    const lora_segment *segments; /* how the tokens are cut into sequences: at most 64 */
+    const struct lora_set *sets;  /* NULL: all with what lora_session_select() chose; else a set for each segment */
+    size_t segment_count;
+    const uint32_t *outputs;      /* the rows of `tokens` whose results are wanted */
+    size_t output_count;
+} lora_step;
+
+/* Runs one step. Each sequence gets the bits that it gets alone. */
+lora_status lora_session_run(lora_session *session, uint32_t entry, const lora_step *step, lora_error *error);
 
 typedef struct lora_rows {
     const float *data;
@@ -166,6 +177,13 @@ typedef struct lora_rows {
 /* A named result of the last step ("logits", "last_hidden_state", …), valid until the next call with this session. */
 lora_status lora_session_output(lora_session *session, uint32_t entry, const char *name, lora_rows *rows,
                                 lora_error *error);
+
+/* A session for lora_selftest(), which reads the tokens in steps of at most `step`. */
+lora_status lora_config_selftest(const lora_model *model, uint32_t step, lora_config *config, lora_error *error);
+/* Whether this processor computes, to the last bit, what the packer's computed: runs the tokens that the file holds for it
+ * from the start of sequence 0, and digests the results. LORA_MISMATCH where the file has another digest. digest: gets the
+ * one that was computed; may be NULL. */
+lora_status lora_selftest(lora_session *session, uint64_t *digest, lora_error *error);
 
 /* ---- adapters: files beside a base, chosen for every request ---- */
 
@@ -213,12 +231,6 @@ typedef struct lora_set {
     const lora_active *active;
     size_t count; /* 0: the base */
 } lora_set;
-
-/* As lora_session_run(), with a set of adapters for each segment: each gets the bits that it gets alone. */
-lora_status lora_session_run_with(lora_session *session, uint32_t entry, const uint32_t *tokens, const uint32_t *types,
-                                  size_t count, const lora_segment *segments, const lora_set *sets,
-                                  size_t segment_count, const uint32_t *outputs, size_t output_count,
-                                  lora_error *error);
 
 /* ---- text ---- */
 

@@ -2,11 +2,10 @@
 
 use core::ffi::c_void;
 
-use runtime::session::Segment;
-use runtime::{Active, Adapter, Error, ErrorKind, Set, Step};
+use runtime::{Active, Adapter, Error, ErrorKind, Set};
 
 use crate::model::{CConfig, CModel, CText, Handle, config_of};
-use crate::session::{CSegment, CSession, MAX_SEGMENTS, entry_of, ids_of, segments_of};
+use crate::session::CSession;
 use crate::status::{CError, Checked, checked, exclusive, list, put, reference, run};
 
 /// Bytes of a `lora_adapter`.
@@ -52,6 +51,17 @@ pub struct CActive {
 pub struct CSet {
     active: *const CActive,
     count: usize,
+}
+
+impl CSet {
+    /// The adapters in it.
+    ///
+    /// # Safety
+    /// As [`set_of`].
+    pub unsafe fn set(&self) -> Checked<Set<'static>> {
+        // SAFETY: the caller's.
+        unsafe { set_of(self.active, self.count) }
+    }
 }
 
 /// The set of `count` acting adapters.
@@ -229,43 +239,5 @@ pub unsafe extern "C" fn lora_session_select(
         let session = session.get();
         checked(session.select(set))?;
         checked(session.set_face(model))
-    })
-}
-
-/// As `lora_session_run`, with a set of adapters for every segment.
-///
-/// # Safety
-/// As `lora_session_run`; `sets`: null or one for each segment, each as [`set_of`].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lora_session_run_with(
-    session: *mut CSession,
-    entry: u32,
-    tokens: *const u32,
-    types: *const u32,
-    count: usize,
-    segments: *const CSegment,
-    sets: *const CSet,
-    segment_count: usize,
-    outputs: *const u32,
-    output_count: usize,
-    error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let (session, ids) = unsafe { (CSession::session(session)?, ids_of(tokens, types, count)?) };
-        let mut all = [Segment { sequence: 0, past: 0, len: 0 }; MAX_SEGMENTS];
-        // SAFETY: as documented.
-        let (segments, outputs, given) = unsafe {
-            let segments = segments_of(segments, segment_count, &mut all)?;
-            (segments, list(outputs, output_count, "outputs")?, list(sets, segment_count, "sets")?)
-        };
-        let mut sets = [Set::BASE; MAX_SEGMENTS];
-        let sets = &mut sets[..given.len()];
-        for (to, from) in sets.iter_mut().zip(given) {
-            // SAFETY: as documented.
-            *to = unsafe { set_of(from.active, from.count) }?;
-        }
-        let step = Step { tokens: ids.tokens, token_types: ids.types, segments, outputs };
-        checked(session.run_with(entry_of(entry)?, &step, sets))
     })
 }

@@ -12,13 +12,18 @@ mod status;
 mod task;
 mod text;
 
-/// Where a panic ends without an operating system: in the C program's `abort`.
+/// Where a panic ends without an operating system: in the C program's `abort`, in WebAssembly in a trap.
 #[cfg(not(feature = "std"))]
 #[panic_handler]
 fn panicked(_: &core::panic::PanicInfo<'_>) -> ! {
-    unsafe extern "C" {
-        fn abort() -> !;
+    #[cfg(target_family = "wasm")]
+    core::arch::wasm32::unreachable();
+    #[cfg(not(target_family = "wasm"))]
+    {
+        unsafe extern "C" {
+            fn abort() -> !;
+        }
+        // SAFETY: the C program defines it, and it does not return.
+        unsafe { abort() }
     }
-    // SAFETY: the C program defines it, and it does not return.
-    unsafe { abort() }
 }

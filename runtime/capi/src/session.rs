@@ -4,10 +4,12 @@ use core::ffi::{c_char, c_void};
 
 use runtime::format::EntryKind;
 use runtime::kernels::Kernels;
+use runtime::selftest::{Golden, digest};
 use runtime::session::workers::Inline;
 use runtime::tasks::{Ids, feed};
-use runtime::{Error, ErrorKind, Model, Segment, Session, Step};
+use runtime::{Error, ErrorKind, Model, Segment, Session, Set, Step};
 
+use crate::adapter::CSet;
 use crate::model::{CConfig, CModel, Handle, config_of};
 use crate::status::{CError, Checked, checked, exclusive, list, put, reference, run, text};
 
@@ -207,55 +209,64 @@ pub struct CSegment {
 }
 
 /// Sequences that one call of [`lora_session_run`] takes.
-pub const MAX_SEGMENTS: usize = 64;
+const MAX_SEGMENTS: usize = 64;
 
-/// The caller's segments, in `all`.
-///
-/// # Safety
-/// `segments`: null or `count` things.
-pub unsafe fn segments_of(
-    segments: *const CSegment,
+/// `lora_step` of the header.
+#[repr(C)]
+pub struct CStep {
+    tokens: *const u32,
+    types: *const u32,
     count: usize,
-    all: &mut [Segment; MAX_SEGMENTS],
-) -> Checked<&[Segment]> {
-    // SAFETY: as documented.
-    let given = unsafe { list(segments, count, "segments") }?;
-    let too_many = Error::new(ErrorKind::Capacity, "segments").values(given.len() as u64, MAX_SEGMENTS as u64);
-    let all = all.get_mut(..given.len()).ok_or(too_many)?;
-    for (to, from) in all.iter_mut().zip(given) {
-        *to = Segment { sequence: from.sequence, past: from.past, len: from.len };
-    }
-    Ok(all)
+    segments: *const CSegment,
+    sets: *const CSet,
+    segment_count: usize,
+    outputs: *const u32,
+    output_count: usize,
 }
 
 /// Runs one step over tokens of several sequences.
 ///
 /// # Safety
-/// `session`: null or open. The others: null or as many things as their count says; `types` may be null (all zero).
+/// `session`: null or open. `step`: null or readable; its lists: null or as many things as their count says, each set as
+/// [`CSet::set`] says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lora_session_run(
     session: *mut CSession,
     entry: u32,
-    tokens: *const u32,
-    types: *const u32,
-    count: usize,
-    segments: *const CSegment,
-    segment_count: usize,
-    outputs: *const u32,
-    output_count: usize,
+    step: *const CStep,
     error: *mut CError,
 ) -> i32 {
     run(error, || {
         // SAFETY: as documented.
-        let session = unsafe { CSession::session(session) }?;
+        let (session, given) = unsafe { (CSession::session(session)?, reference(step, "step")?) };
+        let entry = entry_of(entry)?;
         // SAFETY: as documented.
-        let ids = unsafe { ids_of(tokens, types, count) }?;
-        let mut all = [Segment { sequence: 0, past: 0, len: 0 }; MAX_SEGMENTS];
-        // SAFETY: as documented.
-        let (segments, outputs) =
-            unsafe { (segments_of(segments, segment_count, &mut all)?, list(outputs, output_count, "outputs")?) };
+        let (ids, from, outputs) = unsafe {
+            (
+                ids_of(given.tokens, given.types, given.count)?,
+                list(given.segments, given.segment_count, "step.segments")?,
+                list(given.outputs, given.output_count, "step.outputs")?,
+            )
+        };
+        let mut segments = [Segment { sequence: 0, past: 0, len: 0 }; MAX_SEGMENTS];
+        let too_many = Error::new(ErrorKind::Capacity, "step.segments").values(from.len() as u64, MAX_SEGMENTS as u64);
+        let segments = segments.get_mut(..from.len()).ok_or(too_many)?;
+        for (to, from) in segments.iter_mut().zip(from) {
+            *to = Segment { sequence: from.sequence, past: from.past, len: from.len };
+        }
         let step = Step { tokens: ids.tokens, token_types: ids.types, segments, outputs };
-        checked(session.run(entry_of(entry)?, &step))
+        if given.sets.is_null() {
+            return checked(session.run(entry, &step));
+        }
+        // SAFETY: as documented.
+        let from = unsafe { list(given.sets, given.segment_count, "step.sets") }?;
+        let mut sets = [Set::BASE; MAX_SEGMENTS];
+        let sets = &mut sets[..from.len()];
+        for (to, from) in sets.iter_mut().zip(from) {
+            // SAFETY: as documented.
+            *to = unsafe { from.set() }?;
+        }
+        checked(session.run_with(entry, &step, sets))
     })
 }
 
@@ -300,4 +311,50 @@ pub unsafe extern "C" fn lora_session_output(
         // SAFETY: as documented.
         unsafe { put(rows, "rows", value) }
     })
+}
+
+/// What [`lora_selftest`] needs.
+///
+/// # Safety
+/// `model`: null or open. `config`: null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_config_selftest(
+    model: *const CModel,
+    step: u32,
+    config: *mut CConfig,
+    error: *mut CError,
+) -> i32 {
+    run(error, || {
+        // SAFETY: as documented.
+        let model = unsafe { CModel::handle(model) }?.model;
+        // SAFETY: as documented.
+        *unsafe { exclusive(config, "config") }? = golden(&model)?.config(&model, step).into();
+        Ok(())
+    })
+}
+
+/// Whether this processor computes what the packer's computed.
+///
+/// # Safety
+/// `session`: null or open. `digest_seen`: null or writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lora_selftest(session: *mut CSession, digest_seen: *mut u64, error: *mut CError) -> i32 {
+    run(error, || {
+        // SAFETY: as documented.
+        let session = unsafe { CSession::session(session) }?;
+        let golden = golden(session.model())?;
+        let seen = checked(digest(session, golden.ids()))?;
+        // SAFETY: as documented.
+        if let Some(place) = unsafe { digest_seen.as_mut() } {
+            *place = seen;
+        }
+        let differs = Error::new(ErrorKind::Mismatch, "selftest: other bits than the packer's");
+        if seen == golden.digest { Ok(()) } else { Err(differs.values(seen, golden.digest).into()) }
+    })
+}
+
+/// The file's golden result.
+fn golden(model: &Model<'_>) -> Checked<Golden> {
+    let none = Error::new(ErrorKind::Unsupported, "selftest: the file holds no golden result");
+    checked(Golden::of(model).unwrap_or(Err(none)))
 }

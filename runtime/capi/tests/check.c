@@ -59,8 +59,14 @@ static int bad_arguments(const lora_model *model, lora_session *session) {
     CHECK(lora_session_feed(session, LORA_DECODE, &far, NULL, 1, 0, &e) == LORA_CAPACITY && e.found == UINT32_MAX);
     CHECK(lora_session_feed(session, 3, &id, NULL, 1, 0, &e) == LORA_INVALID);
     CHECK(lora_session_feed(session, LORA_DECODE, &id, NULL, 1, UINT32_MAX, NULL) == LORA_CAPACITY);
-    CHECK(lora_session_run(session, LORA_DECODE, &id, NULL, 1, NULL, 1, NULL, 0, &e) == LORA_NULL);
-    CHECK(lora_session_run(NULL, LORA_DECODE, &id, NULL, 1, NULL, 0, NULL, 0, &e) == LORA_NULL);
+    lora_step step = {.tokens = &id, .count = 1, .segment_count = 1};
+    CHECK(lora_session_run(session, LORA_DECODE, &step, &e) == LORA_NULL && !strncmp(e.what, "step.segments", e.what_len));
+    step.segment_count = 65;
+    step.segments = (const lora_segment[65]){{0, 0, 1}};
+    CHECK(lora_session_run(session, LORA_DECODE, &step, &e) == LORA_CAPACITY && e.found == 65 && e.expected == 64);
+    CHECK(lora_session_run(NULL, LORA_DECODE, &step, &e) == LORA_NULL && lora_session_run(session, LORA_DECODE, NULL, &e) == LORA_NULL);
+    CHECK(lora_config_selftest(NULL, 1, &config, &e) == LORA_NULL && lora_config_selftest(model, 1, NULL, &e) == LORA_NULL);
+    CHECK(lora_selftest(NULL, NULL, &e) == LORA_NULL);
     CHECK(lora_session_output(session, LORA_DECODE, NULL, &rows, &e) == LORA_NULL);
     CHECK(lora_session_output(session, LORA_DECODE, "logits", NULL, &e) == LORA_NULL);
     CHECK(lora_session_output(session, LORA_DECODE, "nothing", &rows, &e) == LORA_MISMATCH);
@@ -118,14 +124,27 @@ int main(int argc, char **argv) {
     CHECK(lora_decoder_finish(&sink.decoder, sink.text + sink.len, sizeof sink.text - sink.len, &bytes, &e) == LORA_OK);
     sink.len += bytes;
 
-    /* The same by hand, with two threads, and the last step through the general function. */
+    /* The packer's bits, in steps of three tokens; the session above has room for them too. */
+    uint64_t digest = 0, other = 1;
+    CHECK(lora_selftest(session, &digest, &e) == LORA_OK && digest);
     lora_session_close(session);
+    CHECK(lora_config_selftest(&model, 3, &config, &e) == LORA_OK && config.tokens == 3);
+    CHECK(lora_session_bytes(&model, &config, &bytes, &e) == LORA_OK);
+    void *small = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    CHECK(small && lora_session_open(&model, &config, 1, small, bytes, &session, &e) == LORA_OK);
+    CHECK(lora_selftest(session, &other, &e) == LORA_OK && other == digest && lora_selftest(session, NULL, &e) == LORA_OK);
+    lora_session_close(session);
+    free(small);
+    CHECK(lora_config_init(&model, 96, 8, &config, &e) == LORA_OK);
+
+    /* The same by hand, with two threads, and the last step through the general function. */
     CHECK(lora_session_bytes(&model, &config, &bytes, &e) == LORA_OK);
     CHECK(lora_session_open(&model, &config, 2, memory, bytes, &session, &e) == LORA_OK);
     CHECK(lora_session_feed(session, LORA_DECODE, ids, NULL, n - 1, 0, &e) == LORA_OK);
     lora_segment segment = {0, (uint32_t)n - 1, 1};
     uint32_t row = 0;
-    CHECK(lora_session_run(session, LORA_DECODE, ids + n - 1, NULL, 1, &segment, 1, &row, 1, &e) == LORA_OK);
+    lora_step step = {.tokens = ids + n - 1, .count = 1, .segments = &segment, .segment_count = 1, .outputs = &row, .output_count = 1};
+    CHECK(lora_session_run(session, LORA_DECODE, &step, &e) == LORA_OK);
     CHECK(lora_session_output(session, LORA_DECODE, "logits", &rows, &e) == LORA_OK && rows.rows == 1 && rows.width == info.vocab);
     uint32_t best = 0;
     for (uint32_t i = 1; i < rows.width; i++) if (rows.data[i] > rows.data[best]) best = i;
