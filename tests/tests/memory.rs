@@ -96,21 +96,33 @@ fn generating_makes_no_system_call(desk: &Desk, lpk: &Path) {
 /// Beyond file and arena: the program itself, its stacks, the answer.
 const OVERHEAD: u64 = 8 << 20;
 
-/// `plan --target` adds to the plan what code and stack take and a speed where it was measured.
-fn firmware_is_estimated(desk: &Desk, lpk: &Path, plan: &serde_json::Value, quant: &str) {
-    let call = desk.pack("plan").arg(lpk).args(["--ctx", "256", "--batch", "128", "--json"]);
-    let call = call.args(["--target", "cortex-m4", "--clock", "200"]);
-    let with = desk.json_object(&call).unwrap_or_else(|miss| panic!("{miss:?}"));
-    assert_eq!(with["arena_bytes"], plan["arena_bytes"]);
-    assert!(with["code_bytes"].as_u64().unwrap() > 0 && with["stack_bytes"].as_u64().unwrap() > 0);
-    let (instructions, speed) = (with["instructions_per_token"].as_f64(), with["tokens_per_second"].as_f64());
-    if quant == "f32" {
-        assert_eq!((instructions, speed), (None, None), "floats were not measured");
-    } else {
-        // 5.8 million weights.
-        assert!((5e7..5e8).contains(&instructions.unwrap()), "{with}");
-        assert!((speed.unwrap() * instructions.unwrap() / 2e8 - 1.0).abs() < 1e-6, "{with}");
-    }
+/// `plan --target` adds to the plan a speed and, for firmware, what code and stack take.
+fn speed_is_estimated(desk: &Desk, lpk: &Path, plan: &serde_json::Value, quant: &str) {
+    let call = |options: &[&str]| {
+        let call = desk.pack("plan").arg(lpk).args(["--ctx", "256", "--batch", "128", "--json"]).args(options);
+        desk.json_object(&call).unwrap_or_else(|miss| panic!("{miss:?}"))
+    };
+    let number = |plan: &serde_json::Value, key: &str| plan[key].as_f64().unwrap_or_else(|| panic!("{key}: {plan}"));
+    let board = call(&["--target", "cortex-m4", "--clock", "200"]);
+    assert_eq!(board["arena_bytes"], plan["arena_bytes"]);
+    assert!(number(&board, "code_bytes") > 0.0 && number(&board, "stack_bytes") > 0.0);
+    let (cycles, speed) = (number(&board, "cycles_per_token"), number(&board, "tokens_per_second"));
+    assert_eq!(number(&board, "instructions_per_token"), cycles);
+    // 5.8 million weights.
+    assert!((1e7..5e8).contains(&cycles), "{board}");
+    assert!((speed * cycles / 2e8 - 1.0).abs() < 1e-6, "{board}");
+
+    let [old, new] = ["cortex-a53", "cortex-a76"].map(|cpu| call(&["--target", cpu, "--clock", "1500"]));
+    assert!(old.get("code_bytes").is_none(), "{old}");
+    assert!(number(&new, "cycles_per_token") < number(&old, "cycles_per_token"), "{quant}: {new}");
+    assert!(number(&old, "cycles_per_token") < cycles, "{quant}: {old}");
+    // All matrices once, and no faster than memory.
+    let bytes = number(&new, "weight_bytes_per_token");
+    assert!((0.5..1.0).contains(&(bytes / number(plan, "flash_bytes"))), "{new}");
+    let slow = call(&["--target", "cortex-a76", "--clock", "1500", "--bandwidth", "0.001"]);
+    assert!((number(&slow, "tokens_per_second") * bytes / 1e6 - 1.0).abs() < 1e-6, "{slow}");
+    let fast = call(&["--target", "cortex-a76", "--clock", "1500", "--bandwidth", "1000"]);
+    assert_eq!(fast["tokens_per_second"], new["tokens_per_second"]);
 }
 
 #[test]
@@ -135,7 +147,7 @@ fn opening_allocates_nothing_and_a_run_takes_what_was_planned() {
 
         let plan = desk.pack("plan").arg(&lpk).args(["--ctx", "256", "--batch", "128", "--json"]);
         let plan = desk.json_object(&plan).unwrap_or_else(|miss| panic!("{miss:?}"));
-        firmware_is_estimated(&desk, &lpk, &plan, quant);
+        speed_is_estimated(&desk, &lpk, &plan, quant);
         let planned = plan["flash_bytes"].as_u64().unwrap() + plan["arena_bytes"].as_u64().unwrap();
         for threads in ["1", "2"] {
             let call =

@@ -421,7 +421,7 @@ pub struct VerifyArgs {
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  lora-pack plan model.lpk --ctx 2048\n  lora-pack plan model.lpk --ctx 512 --batch 32 --json\n  lora-pack plan model.lpk --ctx 96 --batch 8 --target cortex-m4 --clock 168"
+    after_help = "Examples:\n  lora-pack plan model.lpk --ctx 2048\n  lora-pack plan model.lpk --ctx 512 --batch 32 --json\n  lora-pack plan model.lpk --ctx 96 --batch 8 --target cortex-m4 --clock 168\n  lora-pack plan model.lpk --ctx 512 --target cortex-a72 --clock 1800 --bandwidth 4"
 )]
 pub struct PlanArgs {
     /// The file
@@ -435,13 +435,16 @@ pub struct PlanArgs {
     /// Element type of the KV cache: f32, f16, i8 (default: the file's)
     #[arg(long, value_name = "TYPE")]
     pub kv: Option<String>,
-    /// A processor for firmware, to say what code and stack take and how fast a token is: cortex-m4, cortex-m7, cortex-m33,
-    /// cortex-m55
+    /// A processor, to say how fast a token is and, for firmware, what code and stack take: cortex-m4, cortex-m7, cortex-m33,
+    /// cortex-m55; cortex-a53, cortex-a72, cortex-a76
     #[arg(long, value_name = "CPU", value_parser = parse_target, requires = "ctx")]
     pub target: Option<Target>,
     /// The processor's clock in MHz
     #[arg(long, value_name = "MHZ", default_value_t = 100.0, requires = "target")]
     pub clock: f64,
+    /// What the processor reads from memory in GB/s: a token cannot be faster than its weights
+    #[arg(long, value_name = "GB/S", requires = "target")]
+    pub bandwidth: Option<f64>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -1,36 +1,92 @@
-//! What the runtime costs on a microcontroller: estimates from what `tests/firmware/measure` counts.
+//! How fast a processor runs a model, and what firmware takes beside it: estimates from what `tests/firmware/measure` and
+//! `tests/machine_code/kernels --cycles` print.
 
 use lora_runtime::Model;
 use lora_runtime::format::{EntryKind, Tensor};
 use lora_runtime::program::Op;
 use lora_runtime::weights::WeightFormat;
 
-/// A processor for firmware.
+/// A processor.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// Its name on the command line.
     pub name: &'static str,
+    /// What firmware takes; `None` for processors that run `lora-run` under Linux.
+    pub firmware: Option<Firmware>,
+    /// What a weight costs: of 8 bits, of fewer, of `f16`, of `f32`.
+    costs: [Cost; 4],
+}
+
+/// What firmware takes beside the file and the arena.
+#[derive(Clone, Copy, Debug)]
+pub struct Firmware {
     /// Code and constants of the classifier of `tests/firmware`, the larger of its programs.
     pub code_bytes: u64,
     /// Most stack that one of the programs of `tests/firmware` used, its text buffer included.
     pub stack_bytes: u64,
-    /// Executed instructions per weight and token, everything else of the step included: weights of 8 bits, and of fewer.
-    instructions: [f64; 2],
 }
 
-/// Cortex-M with the DSP extension, whichever it is: they run the same instructions.
+/// What a weight costs for each token.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Executed instructions, everything else of the step included.
+    instructions: f64,
+    /// Cycles of an instruction.
+    cycles: f64,
+}
+
+/// What a token of a model costs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// Executed instructions.
+    pub instructions: f64,
+    /// Cycles of one core, where memory keeps up.
+    pub cycles: f64,
+    /// Bytes of matrices that are read.
+    pub bytes: u64,
+}
+
+impl Work {
+    /// Tokens in a second at so many MHz, where memory delivers so many GB/s.
+    #[must_use]
+    pub fn tokens_per_second(&self, clock: f64, bandwidth: Option<f64>) -> f64 {
+        let memory = bandwidth.map_or(0.0, |gigabytes| self.bytes as f64 / (gigabytes * 1e9));
+        1.0 / memory.max(self.cycles / (clock * 1e6))
+    }
+}
+
+const fn costs(instructions: [f64; 4], cycles: [f64; 4]) -> [Cost; 4] {
+    let mut costs = [Cost { instructions: 0.0, cycles: 0.0 }; 4];
+    let mut i = 0;
+    while i < 4 {
+        costs[i] = Cost { instructions: instructions[i], cycles: cycles[i] };
+        i += 1;
+    }
+    costs
+}
+
+/// Cortex-M with the DSP extension, whichever it is: they run the same instructions, counted as a cycle each.
 const fn cortex_m(name: &'static str) -> Target {
-    Target { name, code_bytes: CODE, stack_bytes: STACK, instructions: INSTRUCTIONS }
+    // The sizes as `tests/firmware/measure` and `.ci/run firmware` print them, rounded up.
+    let firmware = Firmware { code_bytes: 139_000, stack_bytes: 23_000 };
+    Target { name, firmware: Some(firmware), costs: costs([4.0, 6.2, 10.0, 10.0], [1.0; 4]) }
 }
 
-// As `tests/firmware/measure` and `.ci/run firmware` print them, the first and the second rounded up.
-const CODE: u64 = 137_000;
-const STACK: u64 = 22_000;
-const INSTRUCTIONS: [f64; 2] = [11.61, 21.71];
+/// A processor under Linux. Cycles of an instruction: those of the loop over one token's weights.
+const fn linux(name: &'static str, instructions: [f64; 4], cycles: [f64; 4]) -> Target {
+    Target { name, firmware: None, costs: costs(instructions, cycles) }
+}
 
-/// What there are numbers for.
-pub const TARGETS: [Target; 4] =
-    [cortex_m("cortex-m4"), cortex_m("cortex-m7"), cortex_m("cortex-m33"), cortex_m("cortex-m55")];
+/// What there are numbers for. (llvm-mca knows a Cortex-A76 as Neoverse N1.)
+pub const TARGETS: [Target; 7] = [
+    cortex_m("cortex-m4"),
+    cortex_m("cortex-m7"),
+    cortex_m("cortex-m33"),
+    cortex_m("cortex-m55"),
+    linux("cortex-a53", [0.55, 0.69, 1.56, 1.38], [1.20, 1.11, 2.18, 1.90]),
+    linux("cortex-a72", [0.55, 0.69, 1.56, 1.38], [0.51, 0.62, 0.83, 0.62]),
+    linux("cortex-a76", [0.36, 0.54, 1.56, 1.38], [0.59, 0.40, 0.65, 0.51]),
+];
 
 impl Target {
     /// The target of that name.
@@ -39,29 +95,29 @@ impl Target {
         TARGETS.into_iter().find(|t| t.name == name)
     }
 
-    /// Executed instructions for one token of a model: of a decoder with its logits, of an encoder a token of its input.
-    /// Attention grows with the context and counts as it is in short ones. `None` for float matrices, which were not
-    /// measured.
+    /// What one token of a model costs: of a decoder with its logits, of an encoder a token of its input. Attention grows
+    /// with the context and counts as it is in short ones.
     #[must_use]
-    pub fn instructions_per_token(&self, model: &Model<'_>) -> Option<f64> {
-        let entry = model.entry(EntryKind::Decode).or_else(|_| model.entry(EntryKind::Encode)).ok()?;
-        let ops = &model.file.ops[entry.op_start as usize..(entry.op_start + entry.op_count) as usize];
-        let weights = |tensor: u32| match model.file.tensor(tensor)? {
-            Tensor::Panels { format, rows, cols, .. } => {
-                let each = match format {
-                    WeightFormat::F32 | WeightFormat::F16 => return None,
-                    WeightFormat::Q8 | WeightFormat::Q8R => self.instructions[0],
-                    _ => self.instructions[1],
-                };
-                Some(rows as f64 * cols as f64 * each)
+    pub fn work(&self, model: &Model<'_>) -> Work {
+        let entry = model.entry(EntryKind::Decode).or_else(|_| model.entry(EntryKind::Encode));
+        let ops = entry.ok().and_then(|e| model.file.ops.get(e.op_start as usize..(e.op_start + e.op_count) as usize));
+        let mut work = Work::default();
+        for op in ops.unwrap_or_default() {
+            if let Ok(Op::Linear { weight, .. } | Op::ExpertLinear { weight, .. }) = Op::parse(op)
+                && let Some(Tensor::Panels { format, rows, cols, data }) = model.file.tensor(weight)
+            {
+                let cost = self.costs[match format {
+                    WeightFormat::Q8 | WeightFormat::Q8R => 0,
+                    WeightFormat::F16 => 2,
+                    WeightFormat::F32 => 3,
+                    _ => 1,
+                }];
+                let instructions = rows as f64 * cols as f64 * cost.instructions;
+                work.instructions += instructions;
+                work.cycles += instructions * cost.cycles;
+                work.bytes += data.len() as u64;
             }
-            _ => None,
-        };
-        ops.iter()
-            .filter_map(|op| match Op::parse(op) {
-                Ok(Op::Linear { weight, .. } | Op::ExpertLinear { weight, .. }) => Some(weights(weight)),
-                _ => None,
-            })
-            .sum()
+        }
+        work
     }
 }

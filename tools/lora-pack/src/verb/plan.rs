@@ -9,6 +9,32 @@ use serde_json::json;
 
 use super::{human, map};
 use crate::cli::PlanArgs;
+use crate::target::Target;
+
+/// What a target is expected to need and to do.
+fn estimate(target: &Target, model: &Model<'_>, args: &PlanArgs) {
+    if let Some(firmware) = target.firmware {
+        println!(
+            "code   {:>12}  beside the file, as the classifier of tests/firmware has it",
+            human(firmware.code_bytes)
+        );
+        println!("stack  {:>12}  at most, in the programs of tests/firmware", human(firmware.stack_bytes));
+    }
+    let work = target.work(model);
+    let speed = work.tokens_per_second(args.clock, args.bandwidth);
+    let memory = match args.bandwidth {
+        Some(bandwidth) => format!("memory at {bandwidth} GB/s"),
+        None => "memory that keeps up (--bandwidth bounds it)".into(),
+    };
+    println!(
+        "speed  {speed:>6.2} tok/s  estimated: {:.1} million instructions in {:.1} million cycles per token, one core at \
+         {} MHz; reads {} of matrices, {memory}",
+        work.instructions / 1e6,
+        work.cycles / 1e6,
+        args.clock,
+        human(work.bytes)
+    );
+}
 
 /// Context lengths of the table without `--ctx`.
 const TABLE: [u32; 6] = [128, 256, 512, 1024, 2048, 8192];
@@ -53,13 +79,18 @@ pub fn run(args: &PlanArgs) -> Result<()> {
                        "activation_bytes": p.activation_bytes, "ctx": ctx, "batch": config(ctx).tokens,
                        "kv": kv.name(), "per_token_bytes": info.per_token, "per_output_bytes": info.per_output});
             if let Some(target) = args.target {
-                let instructions = target.instructions_per_token(&model);
+                let work = target.work(&model);
                 plan["target"] = target.name.into();
-                plan["code_bytes"] = target.code_bytes.into();
-                plan["stack_bytes"] = target.stack_bytes.into();
-                plan["instructions_per_token"] = instructions.map(f64::round).into();
+                if let Some(firmware) = target.firmware {
+                    plan["code_bytes"] = firmware.code_bytes.into();
+                    plan["stack_bytes"] = firmware.stack_bytes.into();
+                }
+                plan["instructions_per_token"] = work.instructions.round().into();
+                plan["cycles_per_token"] = work.cycles.round().into();
+                plan["weight_bytes_per_token"] = work.bytes.into();
                 plan["clock_mhz"] = args.clock.into();
-                plan["tokens_per_second"] = instructions.map(|n| args.clock * 1e6 / n).into();
+                plan["bandwidth_gbs"] = args.bandwidth.into();
+                plan["tokens_per_second"] = work.tokens_per_second(args.clock, args.bandwidth).into();
             }
             println!("{plan}");
         } else {
@@ -71,22 +102,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
                 kv.name(),
                 human(p.activation_bytes)
             );
-            if let Some(target) = args.target {
-                println!(
-                    "code   {:>12}  beside the file, as the classifier of tests/firmware has it",
-                    human(target.code_bytes)
-                );
-                println!("stack  {:>12}  at most, in the programs of tests/firmware", human(target.stack_bytes));
-                match target.instructions_per_token(&model) {
-                    Some(n) => println!(
-                        "speed  {:>6.2} tok/s  estimated: {:.1} million instructions per token, one per cycle at {} MHz; slow \
-                         flash makes it less",
-                        args.clock * 1e6 / n,
-                        n / 1e6,
-                        args.clock
-                    ),
-                    None => println!("speed       unknown  matrices of floats were not measured"),
-                }
+            if let Some(target) = &args.target {
+                estimate(target, &model, args);
             }
         }
         return Ok(());
