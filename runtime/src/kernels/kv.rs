@@ -138,7 +138,7 @@ unsafe fn load_at<I: Isa>(isa: I, x: *const f32, i: usize, n: usize) -> I::F {
 ///
 /// # Safety
 /// `x` is valid for reading `n` floats, `to` for writing two bytes.
-#[inline(always)]
+#[cfg_attr(not(target_os = "none"), inline(always))]
 unsafe fn store_scale<I: Isa>(isa: I, x: *const f32, n: usize, to: *mut u16) -> I::F {
     // SAFETY: passed on; the buffer holds a register.
     unsafe {

@@ -103,19 +103,19 @@ pub(super) unsafe fn body<I: Isa>(isa: I, a: QuantizeArgs) {
     unsafe {
         let scales = a.out.add(groups * GROUP);
         let sums = scales.add(groups * 4);
+        let mut tail = [0f32; GROUP];
         let mut g = 0;
         while g < groups {
-            let (scale, sum) = if g < whole {
-                group(isa, a.x.add(g * GROUP), a.out.add(g * GROUP).cast())
-            } else {
-                let mut tail = [0f32; GROUP];
-                let (from, to, n) = (a.x.add(g * GROUP), tail.as_mut_ptr(), a.k % GROUP);
+            let mut from = a.x.wrapping_add(g * GROUP);
+            if g == whole {
+                let (to, n) = (tail.as_mut_ptr(), a.k % GROUP);
                 if n >= 16 {
                     to.cast::<[f32; 16]>().write(from.cast::<[f32; 16]>().read_unaligned());
                 }
                 copy_few(from.add(n & 16), to.add(n & 16), n % 16);
-                group(isa, tail.as_ptr(), a.out.add(g * GROUP).cast())
-            };
+                from = tail.as_ptr();
+            }
+            let (scale, sum) = group(isa, from, a.out.add(g * GROUP).cast());
             scales.cast::<f32>().add(g).write_unaligned(scale);
             sums.cast::<i32>().add(g).write_unaligned(sum);
             g += 1;

@@ -128,10 +128,6 @@ tables! {
     integers {
         /// Quantizes a row of activations.
         quantize_row: fn(args: QuantizeArgs) = quantize_row::body;
-        /// A panel of f32 weights.
-        linear_f32: fn(args: LinearArgs) = linear::float_panel::<_, linear::Single>;
-        /// A panel of f16 weights.
-        linear_f16: fn(args: LinearArgs) = linear::float_panel::<_, linear::Half>;
         /// A panel of `q8` weights.
         linear_q8: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q8>;
         /// A panel of `q8r` weights.
@@ -154,6 +150,10 @@ tables! {
         linear_i5m: fn(args: LinearArgs) = linear::int_panel::<_, linear::I5M>;
     }
     floats {
+        /// A panel of f32 weights.
+        linear_f32: fn(args: LinearArgs) = linear::float_panel::<_, linear::Single>;
+        /// A panel of f16 weights.
+        linear_f16: fn(args: LinearArgs) = linear::float_panel::<_, linear::Half>;
         /// Adds products of thin panels of f32.
         add_thin_f32: fn(args: ThinArgs) = linear::add_thin::<_, linear::Single>;
         /// Adds products of thin panels of f16.

@@ -229,7 +229,8 @@ fn build(board: Board, programs: &[&Program], new: Option<u64>) -> Result<PathBu
         }
     }
     if let Some(new) = new {
-        command.env("NEW", new.to_string());
+        // The cache of a float model for few positions: it fits every board.
+        command.env("NEW", new.to_string()).env("POSITIONS", "40");
     }
     succeed(&mut command)?;
     Ok(target_folder().join("cross").join(board.target).join("release"))

@@ -270,7 +270,8 @@ unsafe fn value_rows<I: Isa, E: Element, const M: usize>(isa: I, tile: &Tile, fi
             to[m] = *tile.out.as_ptr().add(first + m);
             m += 1;
         }
-        while d + width <= n {
+        // With one lane every tile goes the way of the last: the loop below has the same one.
+        while const { I::L > 1 } && d + width <= n {
             match const { tile_width::<I>(M) } {
                 8 => value_tile::<I, E, M, 8>(isa, tile, first, d, &to),
                 4 => value_tile::<I, E, M, 4>(isa, tile, first, d, &to),
@@ -284,9 +285,10 @@ unsafe fn value_rows<I: Isa, E: Element, const M: usize>(isa: I, tile: &Tile, fi
             }
             d += width;
         }
+        let step = if const { I::L > 1 } { I::L } else { 4 };
         while d < n {
             // The last few elements of the outputs go through a buffer; rows of the cache are padded.
-            let few = n - d < I::L;
+            let few = n - d < step;
             let outputs = to;
             let mut m = 0;
             while m < M {
@@ -296,17 +298,21 @@ unsafe fn value_rows<I: Isa, E: Element, const M: usize>(isa: I, tile: &Tile, fi
                 }
                 m += 1;
             }
-            value_tile::<I, E, M, 1>(isa, tile, first, d, &to);
+            if const { I::L > 1 } {
+                value_tile::<I, E, M, 1>(isa, tile, first, d, &to);
+            } else {
+                value_tile::<I, E, M, 4>(isa, tile, first, d, &to);
+            }
             let mut m = 0;
             while m < M {
                 if few {
                     copy_few(buffer[m].as_ptr(), outputs[m], n - d);
                 } else {
-                    to[m] = to[m].add(I::L);
+                    to[m] = to[m].add(step);
                 }
                 m += 1;
             }
-            d += I::L;
+            d += step;
         }
     }
 }

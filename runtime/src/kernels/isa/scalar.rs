@@ -35,9 +35,9 @@ fn zip<const L: usize, T: Copy, U: Copy, V>(a: [T; L], b: [U; L], f: impl Fn(T, 
     )
 }
 
-/// Widens binary16 (exact). On small processors a call for each: there are many places, and few halves.
-#[cfg_attr(not(target_os = "none"), inline(always))]
-#[cfg_attr(target_os = "none", inline(never))]
+/// Widens binary16 (exact).
+#[cfg(not(all(target_arch = "arm", target_os = "none", target_abi = "eabihf")))]
+#[inline(always)]
 pub fn f16_to_f32(h: u16) -> f32 {
     let magnitude = u32::from(h & 0x7fff) << 13;
     // A binary32 with the same fields has the exponent bias 15 instead of 127: multiply by 2^112. That is exact for
@@ -50,8 +50,23 @@ pub fn f16_to_f32(h: u16) -> f32 {
     f32::from_bits(value.to_bits() | u32::from(h & 0x8000) << 16)
 }
 
-/// Narrows to binary16, to nearest even.
+/// Widens binary16 (exact), as every floating-point unit of a Cortex-M does.
+#[cfg(all(target_arch = "arm", target_os = "none", target_abi = "eabihf"))]
 #[inline(always)]
+pub fn f16_to_f32(h: u16) -> f32 {
+    let mut bits = u32::from(h);
+    // SAFETY: the instruction comes with the unit that this calling convention needs; registers only. (As an operand the
+    // unit's register is not stable.)
+    unsafe {
+        core::arch::asm!("vmov s0, {v}", "vcvtb.f32.f16 s0, s0", "vmov {v}, s0", v = inout(reg) bits, out("s0") _,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    f32::from_bits(bits)
+}
+
+/// Narrows to binary16, to nearest even.
+#[cfg_attr(not(target_os = "none"), inline(always))]
+#[cfg_attr(target_os = "none", inline(never))]
 pub fn f32_to_f16(v: f32) -> u16 {
     let sign = (v.to_bits() >> 16 & 0x8000) as u16;
     let a = v.to_bits() & 0x7fff_ffff;

@@ -111,6 +111,7 @@ unsafe fn fill(table: *mut u32, codebook: &[u8; 16]) {
 ///
 /// # Safety
 /// `x` is valid for reading 32 bytes, at any address.
+#[inline(never)]
 unsafe fn near_pairs(dsp: Dsp, x: *const u32, pairs: &mut Pairs) {
     for (i, pair) in pairs.as_chunks_mut::<2>().0.iter_mut().enumerate() {
         // SAFETY: the word is below 2 · 3 + 1.

@@ -45,6 +45,11 @@ const TILE: usize = 4;
 /// Inputs that are taken without asking for the end: a divisor of the group.
 const STEP: usize = 8;
 
+/// Registers of one lane are a small processor's: one way through a panel, four rows and a token at a time, for little code.
+const fn small<I: Isa>() -> bool {
+    I::L == 1
+}
+
 /// The body of the float linear entries.
 ///
 /// # Safety
@@ -53,10 +58,11 @@ const STEP: usize = 8;
 pub(crate) unsafe fn panel<I: Isa, W: Stored>(isa: I, a: LinearArgs) {
     // SAFETY: passed on.
     unsafe {
-        tokens::<I, W, false>(
+        tokens::<I, W>(
             isa,
             Place { panel: a.panel, next: 0, k: a.k, x: a.x, stride: a.stride, out: a.out },
             a.tokens,
+            false,
         )
     }
 }
@@ -69,7 +75,7 @@ pub(crate) unsafe fn panel<I: Isa, W: Stored>(isa: I, a: LinearArgs) {
 pub(crate) unsafe fn add_thin<I: Isa, W: Stored>(isa: I, a: ThinArgs) {
     let next = a.k * PANEL_ROWS * W::BYTES;
     let at = Place { panel: a.panels, next, k: a.k, x: a.x, stride: a.stride, out: a.out };
-    if a.tokens == 1 {
+    if a.tokens == 1 && !small::<I>() {
         // SAFETY: passed on.
         return unsafe { add_thin_row::<I, W>(isa, at, a.count) };
     }
@@ -77,7 +83,7 @@ pub(crate) unsafe fn add_thin<I: Isa, W: Stored>(isa: I, a: ThinArgs) {
     while panel < a.count {
         let (from, out) = (at.panel.wrapping_add(panel * next), at.out.wrapping_add(panel * a.tokens));
         // SAFETY: the panel is one of `count`, and so are its rows of the sums.
-        unsafe { tokens::<I, W, true>(isa, Place { panel: from, out, ..at }, a.tokens) };
+        unsafe { tokens::<I, W>(isa, Place { panel: from, out, ..at }, a.tokens, true) };
         panel += 1;
     }
 }
@@ -89,7 +95,7 @@ pub(crate) unsafe fn add_thin<I: Isa, W: Stored>(isa: I, a: ThinArgs) {
 /// `a` has `count` panels, and as many rows of sums.
 #[inline(always)]
 unsafe fn add_thin_row<I: Isa, W: Stored>(isa: I, mut a: Place, count: usize) {
-    let at_once = if I::L * 4 > PANEL_ROWS { I::L * 4 / PANEL_ROWS } else { 1 };
+    let at_once = I::L * 4 / PANEL_ROWS;
     // The next call takes up where this one ends, after many lines of the base: too far for the hardware's own guess.
     let ahead = count * a.next;
     let mut left = count;
@@ -103,15 +109,9 @@ unsafe fn add_thin_row<I: Isa, W: Stored>(isa: I, mut a: Place, count: usize) {
         // SAFETY: so many panels are left.
         unsafe {
             if left < at_once {
-                strips::<I, W, true, 1>(isa, a, 0);
-            } else if I::L == 1 {
-                let mut row = 0;
-                while row < PANEL_ROWS {
-                    tile::<I, W, true, 4, 1>(isa, a, 0, row);
-                    row += 4;
-                }
+                strips::<I, W, 1>(isa, a, 0, true);
             } else {
-                tile::<I, W, true, 4, 1>(isa, a, 0, 0);
+                tile::<I, W, 4, 1>(isa, a, 0, 0, true);
             }
         }
         a.panel = a.panel.wrapping_add(panels * a.next);
@@ -131,21 +131,69 @@ struct Place {
     out: *mut [f32; PANEL_ROWS],
 }
 
+/// The sums of `count` tokens: written, or added to what is there.
+///
 /// # Safety
 /// The panel is whole, and the activations and sums have `count` tokens.
 #[inline(always)]
-unsafe fn tokens<I: Isa, W: Stored, const ADD: bool>(isa: I, a: Place, count: usize) {
+unsafe fn tokens<I: Isa, W: Stored>(isa: I, a: Place, count: usize, add: bool) {
     // SAFETY: tiles lie within the tokens, strips within the panel's rows.
     unsafe {
+        if small::<I>() {
+            return small_tokens::<I, W>(isa, a, count, add);
+        }
         let mut t = 0;
         while t + TILE <= count {
-            strips::<I, W, ADD, TILE>(isa, a, t);
+            strips::<I, W, TILE>(isa, a, t, add);
             t += TILE;
         }
         while t < count {
-            strips::<I, W, ADD, 1>(isa, a, t);
+            strips::<I, W, 1>(isa, a, t, add);
             t += 1;
         }
+    }
+}
+
+/// [`tokens`] on a small processor: one function for all its callers, written out because such programs are compiled for
+/// size. The sums are those of [`tile`].
+///
+/// # Safety
+/// As [`tokens`].
+#[inline(never)]
+unsafe fn small_tokens<I: Isa, W: Stored>(isa: I, a: Place, count: usize, add: bool) {
+    let mut t = 0;
+    while t < count * PANEL_ROWS {
+        let row = t % PANEL_ROWS;
+        // SAFETY: the panel has four rows from each fourth on, and its inputs; activations and sums have the token.
+        unsafe {
+            let mut x = a.x.add(t / PANEL_ROWS * a.stride).cast::<f32>();
+            let mut w = a.panel.add(row * W::BYTES);
+            let zero = isa.splat(0.0);
+            let (mut s0, mut s1, mut s2, mut s3) = (zero, zero, zero, zero);
+            let mut left = a.k;
+            while left > 0 {
+                let mut n = if left < GROUP { left } else { GROUP };
+                left -= n;
+                let (mut g0, mut g1, mut g2, mut g3) = (zero, zero, zero, zero);
+                while n > 0 {
+                    let by = isa.splat(x.read_unaligned());
+                    g0 = isa.add(g0, isa.mul(W::load(isa, w), by));
+                    g1 = isa.add(g1, isa.mul(W::load(isa, w.add(W::BYTES)), by));
+                    g2 = isa.add(g2, isa.mul(W::load(isa, w.add(2 * W::BYTES)), by));
+                    g3 = isa.add(g3, isa.mul(W::load(isa, w.add(3 * W::BYTES)), by));
+                    w = w.add(PANEL_ROWS * W::BYTES);
+                    x = x.add(1);
+                    n -= 1;
+                }
+                (s0, s1, s2, s3) = (isa.add(s0, g0), isa.add(s1, g1), isa.add(s2, g2), isa.add(s3, g3));
+            }
+            let mut out = a.out.cast::<f32>().add(t);
+            for sum in [s0, s1, s2, s3] {
+                isa.store(out, if add { isa.add(isa.load(out), sum) } else { sum });
+                out = out.add(1);
+            }
+        }
+        t += 4;
     }
 }
 
@@ -154,15 +202,15 @@ unsafe fn tokens<I: Isa, W: Stored, const ADD: bool>(isa: I, a: Place, count: us
 /// # Safety
 /// As [`tokens`]; the tokens exist.
 #[inline(always)]
-unsafe fn strips<I: Isa, W: Stored, const ADD: bool, const T: usize>(isa: I, a: Place, t: usize) {
+unsafe fn strips<I: Isa, W: Stored, const T: usize>(isa: I, a: Place, t: usize, add: bool) {
     let mut row = 0;
     while row < PANEL_ROWS {
         // SAFETY: passed on.
         unsafe {
             if I::L == PANEL_ROWS {
-                tile::<I, W, ADD, 1, T>(isa, a, t, row);
+                tile::<I, W, 1, T>(isa, a, t, row, add);
             } else {
-                tile::<I, W, ADD, 2, T>(isa, a, t, row);
+                tile::<I, W, 2, T>(isa, a, t, row, add);
             }
         }
         row += if I::L == PANEL_ROWS { I::L } else { 2 * I::L };
@@ -174,12 +222,7 @@ unsafe fn strips<I: Isa, W: Stored, const ADD: bool, const T: usize>(isa: I, a: 
 /// # Safety
 /// As [`tokens`]; the rows and tokens exist, and `row` is below 16. With rows of several panels there is one token.
 #[inline(always)]
-unsafe fn tile<I: Isa, W: Stored, const ADD: bool, const R: usize, const T: usize>(
-    isa: I,
-    a: Place,
-    t: usize,
-    row: usize,
-) {
+unsafe fn tile<I: Isa, W: Stored, const R: usize, const T: usize>(isa: I, a: Place, t: usize, row: usize, add: bool) {
     let mut acc = [[isa.splat(0.0); R]; T];
     let mut k = 0;
     while k < a.k {
@@ -216,7 +259,7 @@ unsafe fn tile<I: Isa, W: Stored, const ADD: bool, const R: usize, const T: usiz
             // SAFETY: the output has the token and the row.
             unsafe {
                 let out = a.out.add(t + i).cast::<f32>().add(row + r * I::L);
-                isa.store(out, if ADD { isa.add(isa.load(out), acc[i][r]) } else { acc[i][r] });
+                isa.store(out, if add { isa.add(isa.load(out), acc[i][r]) } else { acc[i][r] });
             }
             r += 1;
         }

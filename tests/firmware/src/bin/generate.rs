@@ -13,7 +13,7 @@ use lora_runtime::tasks::{TextBuffer, generate};
 use lora_runtime::{Error, ErrorKind, Model, Result, include_lpk};
 
 static MODEL: &Aligned<[u8]> = include_lpk!(env!("MODEL"), section = ".model");
-const CONFIG: SessionConfig = session_config(MODEL, 96, 8);
+const CONFIG: SessionConfig = session_config(MODEL, firmware::number(option_env!("POSITIONS"), 96) as u32, 8);
 static ARENA: Memory<{ arena_bytes(MODEL, &CONFIG) }> = Memory::new();
 /// Most new tokens.
 const NEW: usize = firmware::number(option_env!("NEW"), 48);
