@@ -114,7 +114,7 @@ impl Coded {
     }
 }
 
-/// [`Coded`] with the bytes of its scales.
+/// What turns a tensor's codes into numbers, with the bytes of the scales.
 #[derive(Clone, Copy, Debug)]
 pub struct CodedView<'a> {
     pub(super) coded: &'a Coded,
