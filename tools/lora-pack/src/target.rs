@@ -69,7 +69,7 @@ const fn costs(instructions: [f64; 4], cycles: [f64; 4]) -> [Cost; 4] {
 const fn cortex_m(name: &'static str) -> Target {
     // The sizes as `tests/firmware/measure` and `.ci/run firmware` print them, rounded up.
     let firmware = Firmware { code_bytes: 138_000, stack_bytes: 23_000 };
-    Target { name, firmware: Some(firmware), costs: costs([5.14, 6.00, 12.12, 9.42], [1.0; 4]) }
+    Target { name, firmware: Some(firmware), costs: costs([5.23, 6.10, 12.33, 9.58], [1.0; 4]) }
 }
 
 /// A processor under Linux. Cycles of an instruction: those of the loop over one token's weights.
@@ -83,9 +83,9 @@ pub const TARGETS: [Target; 7] = [
     cortex_m("cortex-m7"),
     cortex_m("cortex-m33"),
     cortex_m("cortex-m55"),
-    linux("cortex-a53", [0.55, 0.69, 1.56, 1.38], [1.20, 1.11, 2.18, 1.90]),
-    linux("cortex-a72", [0.55, 0.69, 1.56, 1.38], [0.51, 0.62, 0.83, 0.62]),
-    linux("cortex-a76", [0.36, 0.54, 1.56, 1.38], [0.59, 0.40, 0.65, 0.51]),
+    linux("cortex-a53", [0.43, 0.58, 1.25, 0.99], [1.25, 1.14, 1.33, 1.72]),
+    linux("cortex-a72", [0.43, 0.58, 1.25, 0.99], [0.55, 0.65, 0.87, 0.89]),
+    linux("cortex-a76", [0.30, 0.48, 1.25, 0.99], [0.59, 0.40, 0.62, 0.55]),
 ];
 
 impl Target {
