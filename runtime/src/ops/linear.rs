@@ -94,68 +94,81 @@ pub fn run(
 }
 
 impl Job<'_, '_> {
-    /// Computes one range of panels for all rows: of one row as many panels at a time as fit the tile, of several rows one.
-    fn task(&self, mut out: ColsMut<'_>) {
+    /// Computes one range of panels for all rows.
+    fn task(&self, out: ColsMut<'_>) {
+        if self.rows.len() == 1 { self.one_row(out) } else { self.several_rows(out) }
+    }
+
+    /// One row: as many panels at a time as fit the tile.
+    fn one_row(&self, mut out: ColsMut<'_>) {
+        let panel_bytes = self.format.panel_bytes(self.cols);
+        let row = self.rows.start;
+        let x = ActRows::new(self.x.bytes(row), self.x.stride());
+        let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
+        let mut index = out.first_block;
+        for out in out.row(row).chunks_mut(MAX_TOKENS * PANEL_ROWS) {
+            let tile = &mut tile[..out.len().div_ceil(PANEL_ROWS)];
+            let data = &self.data[index * panel_bytes..][..tile.len() * panel_bytes];
+            self.kernels.linear_panels(self.format, self.codebook, data, self.cols, x, 1, tile);
+            if let Some((update, values)) = &self.update {
+                update.update(self.kernels, values, index..index + tile.len(), row, tile);
+            }
+            for (sums, out) in tile.iter().zip(out.chunks_mut(PANEL_ROWS)) {
+                self.epilogue(sums, index, row, out);
+                index += 1;
+            }
+        }
+    }
+
+    /// Several rows: a panel at a time.
+    fn several_rows(&self, mut out: ColsMut<'_>) {
         let panel_bytes = self.format.panel_bytes(self.cols);
         let panels = out.width().div_ceil(PANEL_ROWS);
         let rows = self.rows.clone();
-        let at_once = if rows.len() == 1 { MAX_TOKENS } else { 1 };
         let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
         for block in rows.clone().step_by(TOKEN_BLOCK) {
-            for p in (0..panels).step_by(at_once) {
-                let count = at_once.min(panels - p);
+            for p in 0..panels {
                 let index = out.first_block + p;
-                let data = &self.data[index * panel_bytes..][..count * panel_bytes];
+                let panel = &self.data[index * panel_bytes..][..panel_bytes];
                 for first in (block..rows.end.min(block + TOKEN_BLOCK)).step_by(MAX_TOKENS) {
                     let t = MAX_TOKENS.min(rows.end - first).min(block + TOKEN_BLOCK - first);
                     let x = ActRows::new(self.x.span(first, t), self.x.stride());
-                    let tile = &mut tile[..count * t];
-                    self.kernels.linear_panels(self.format, self.codebook, data, self.cols, x, t, tile);
+                    self.kernels.linear_panel(self.format, self.codebook, panel, self.cols, x, &mut tile[..t]);
                     if let Some((update, values)) = &self.update {
-                        update.update(self.kernels, values, index..index + count, first, tile);
+                        update.update(self.kernels, values, index..index + 1, first, &mut tile[..t]);
                     }
-                    for row in first..first + t {
-                        let out = &mut out.row(row)[p * PANEL_ROWS..];
-                        self.epilogue(tile[row - first..].iter().step_by(t), index, row, out);
+                    for (i, sums) in tile[..t].iter().enumerate() {
+                        self.epilogue(sums, index, first + i, &mut out.row(first + i)[p * PANEL_ROWS..]);
                     }
                 }
             }
         }
     }
 
-    /// bias, activation, factor, residual of a row's outputs of some panels from `panel` on; the last panel of all may have
-    /// fewer than 16.
+    /// bias, activation, factor, residual of the outputs of a panel; the last panel may have fewer than 16.
     #[inline(always)]
-    fn epilogue<'t>(
-        &self,
-        sums: impl Iterator<Item = &'t [f32; PANEL_ROWS]>,
-        panel: usize,
-        row: usize,
-        out: &mut [f32],
-    ) {
-        let residual = self.residual.map(|r| r.map(|rows| &rows.row(row)[panel * PANEL_ROWS..]));
-        for ((i, sums), out) in sums.enumerate().zip(out.chunks_mut(PANEL_ROWS)) {
-            let mut y = *sums;
-            if let Some((update, _)) = self.update.filter(|(update, _)| update.biased) {
-                y = each(y, &update.bias(self.bias, panel + i, row), |y, b| y + b);
-            } else if let Some(bias) = self.bias {
-                y = each(y, &sixteen(&bias[(panel + i) * PANEL_ROWS..]), |y, b| y + b);
-            }
-            if self.act != Act::None {
-                self.kernels.activation_in_place(self.act, &mut y);
-            }
-            if self.scale != 1.0 {
-                y = y.map(|y| y * self.scale);
-            }
-            match residual {
-                None => {}
-                Some(None) => y = each(y, &sixteen(out), |y, r| r + y),
-                Some(Some(other)) => y = each(y, &sixteen(&other[i * PANEL_ROWS..]), |y, r| r + y),
-            }
-            match out.first_chunk_mut::<PANEL_ROWS>() {
-                Some(out) => *out = y,
-                None => out.copy_from_slice(&y[..out.len()]),
-            }
+    fn epilogue(&self, sums: &[f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
+        let first = panel * PANEL_ROWS;
+        let mut y = *sums;
+        if let Some((update, _)) = self.update.filter(|(update, _)| update.biased) {
+            each(&mut y, &update.bias(self.bias, panel, row), |y, b| y + b);
+        } else if let Some(bias) = self.bias {
+            each(&mut y, &sixteen(&bias[first..]), |y, b| y + b);
+        }
+        if self.act != Act::None {
+            self.kernels.activation_in_place(self.act, &mut y);
+        }
+        if self.scale != 1.0 {
+            y = y.map(|y| y * self.scale);
+        }
+        match &self.residual {
+            None => {}
+            Some(None) => each(&mut y, &sixteen(out), |y, r| r + y),
+            Some(Some(rows)) => each(&mut y, &sixteen(&rows.row(row)[first..]), |y, r| r + y),
+        }
+        match out.first_chunk_mut::<PANEL_ROWS>() {
+            Some(out) => *out = y,
+            None => out.copy_from_slice(&y[..out.len()]),
         }
     }
 }
@@ -174,6 +187,8 @@ fn sixteen(values: &[f32]) -> [f32; PANEL_ROWS] {
 }
 
 #[inline(always)]
-fn each(y: [f32; PANEL_ROWS], other: &[f32; PANEL_ROWS], f: impl Fn(f32, f32) -> f32) -> [f32; PANEL_ROWS] {
-    core::array::from_fn(|i| f(y[i], other[i]))
+fn each(y: &mut [f32; PANEL_ROWS], other: &[f32; PANEL_ROWS], f: impl Fn(f32, f32) -> f32) {
+    for (y, other) in y.iter_mut().zip(other) {
+        *y = f(*y, *other);
+    }
 }
