@@ -39,12 +39,13 @@ impl Policy {
 
     /// The format of a matrix of `rows` outputs in layer `layer` of `layers`.
     ///
-    /// Below 6 bits the value projections and the whole last layer get 6 bits, and the head gets 8 above 4: they are
-    /// the most sensitive by measured divergence per byte. Task heads and the scores of experts are tiny and stay f16.
+    /// Below 6 bits the value projections get 6 bits, the first and the last layer one more than the blocks, and the head
+    /// gets 8 above 4: they are the most sensitive by measured divergence per byte. Task heads and the scores of experts are tiny and stay f16.
     #[must_use]
     pub fn format(&self, role: Role, layer: Option<(usize, usize)>) -> WeightFormat {
         use WeightFormat::{F16, F32, Q4, Q4L, Q5, Q6, Q8, Q8R};
         let low = matches!(self.blocks, Q4 | Q4L | Q5);
+        let outer = layer.is_some_and(|(i, n)| i == 0 || i + 1 == n);
         if let Some(format) = self.chosen.get(&(role, layer.map(|l| l.0))) {
             return *format;
         }
@@ -55,7 +56,8 @@ impl Policy {
             (Q8 | Q8R, Role::Embedding | Role::TiedEmbedding | Role::Head) => Q8R,
             (_, Role::Embedding | Role::TiedEmbedding | Role::Head) => Q6,
             (_, Role::Value) if low => Q6,
-            _ if low && layer.is_some_and(|(i, n)| i + 1 == n) => Q6,
+            (Q5, _) if outer => Q6,
+            (Q4 | Q4L, _) if outer => Q5,
             _ => self.blocks,
         }
     }

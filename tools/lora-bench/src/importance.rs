@@ -21,7 +21,8 @@ struct Sums {
     unreadable: bool,
 }
 
-/// Mean squares of the inputs of every matrix of a GGUF file over the lines of a text, each from the beginning.
+/// Mean squares of the inputs of every matrix of a GGUF file over the lines of a text, each from the beginning
+/// (of a JSON object with a field `text`, that).
 ///
 /// # Errors
 /// llama.cpp cannot load or run the model.
@@ -45,6 +46,8 @@ pub fn measure(model: &Path, text: &str) -> Result<BTreeMap<CString, Vec<f32>>> 
             if failed {
                 break;
             }
+            let object: Option<serde_json::Value> = serde_json::from_str(line).ok();
+            let line = object.as_ref().and_then(|o| o["text"].as_str()).unwrap_or(line);
             let mut tokens = tokenize(sys::llama_model_get_vocab(loaded), line)?;
             for step in tokens.chunks_mut(STEP) {
                 sys::llama_memory_clear(sys::llama_get_memory(context), true);

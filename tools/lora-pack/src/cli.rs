@@ -103,7 +103,7 @@ pub struct MergeArgs {
     #[arg(long, value_name = "FILE")]
     pub calib: Vec<PathBuf>,
     /// Work that goes into quantization: fast (scales alone), normal (error feedback on 8 k tokens of text; the default
-    /// with --calib), best (fitted to the float model's outputs, on 20 k tokens)
+    /// with --calib), best (fitted to the float model's outputs, on 28 k tokens)
     #[arg(long, value_name = "fast|normal|best", value_parser = parse_effort)]
     pub effort: Option<Effort>,
     /// Packing.

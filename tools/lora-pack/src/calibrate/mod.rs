@@ -59,7 +59,7 @@ impl Effort {
         match self {
             Self::Fast => 0,
             Self::Normal => 8192,
-            Self::Best => 20480,
+            Self::Best => 28672,
         }
     }
 }

@@ -24,7 +24,8 @@ Examples:
       a line in:  {\"question\": \"Who keeps it?\", \"context\": \"The harbour master keeps a notebook.\"}
       a line out: {\"answer\": \"The harbour master\", \"start\": 0, \"end\": 18, \"score\": 11.5, \"no_answer_score\": -3.1}
 
-The score is the sum of the start and end logits, that of no answer their sum at the first token. A context beyond the model's positions is read in overlapping windows.")]
+The score is the sum of the start and end logits, that of no answer their sum at the first token. A context beyond
+--max-seq-len is read in windows that overlap by --doc-stride tokens; the best span of all of them is the answer.")]
 pub struct Args {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -57,13 +58,16 @@ pub struct Args {
     /// Answer with nothing where no answer scores more than the best one by this much: for models that were trained to
     #[arg(long, value_name = "MARGIN", allow_hyphen_values = true)]
     pub no_answer: Option<f32>,
+    /// Longest window in tokens, question and marks included (default: the model's positions)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_seq_len: Option<u32>,
+    /// Tokens of the context that neighbouring windows share, at most half of what a window holds of it
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub doc_stride: u32,
     /// Print one JSON object (with --file one a line)
     #[arg(long)]
     pub json: bool,
 }
-
-/// Tokens that neighbouring windows of a long context share.
-const OVERLAP: usize = 128;
 
 /// Runs the verb.
 ///
@@ -73,13 +77,14 @@ pub fn run(args: &Args) -> Result<()> {
     let host = Host::open(&args.model)?;
     let model = host.model()?;
     check_task(&model, &[Task::QuestionAnswering])?;
+    let limit = args.max_seq_len.unwrap_or(u32::MAX).min(positions(&model)) as usize;
     let mut room = Room::default();
     let single = || json!({ "question": args.question, "context": args.context });
     let answer = |request: &Json| {
         let (question, context) = (text(request, "question")?, text(request, "context")?);
         let encoding = encode(&model, question.into(), Some(context.into()), true)?;
         let (mut best, mut nothing): (Option<Best>, _) = (None, f32::INFINITY);
-        for window in windows(encoding, positions(&model) as usize)? {
+        for window in windows(encoding, limit, args.doc_stride as usize)? {
             let (start, end) = logits(&host, model, &mut room, &window)?;
             // A window that holds the answer says so, the others need not.
             nothing = nothing.min(start[0] + end[0]);
@@ -115,8 +120,9 @@ struct Best {
     score: f32,
 }
 
-/// The encoding itself if it fits, else windows over its context, each with everything else around it.
-fn windows(encoding: Encoding, limit: usize) -> Result<Vec<Encoding>> {
+/// The encoding itself if it fits `limit` tokens, else windows over its context, each with everything else around it;
+/// neighbours share `overlap` tokens of the context, at most half of a window's.
+fn windows(encoding: Encoding, limit: usize, overlap: usize) -> Result<Vec<Encoding>> {
     if encoding.tokens.len() <= limit {
         return Ok(vec![encoding]);
     }
@@ -126,9 +132,9 @@ fn windows(encoding: Encoding, limit: usize) -> Result<Vec<Encoding>> {
     let around = encoding.tokens.len() - context.len();
     let room = limit.saturating_sub(around);
     if room <= 1 {
-        bail!("the question has {around} tokens with its marks, the model has {limit} positions");
+        bail!("the question has {around} tokens with its marks, a window has room for {limit}");
     }
-    let step = room - OVERLAP.min(room / 2);
+    let step = room - overlap.min(room / 2);
     let before = &encoding.tokens[..first];
     let after = &encoding.tokens[first + context.len()..];
     let mut list = Vec::new();
@@ -213,8 +219,11 @@ mod tests {
         sequences.extend([1; 20]);
         sequences.push(9);
         let whole = Encoding { tokens: tokens(&sequences) };
-        assert_eq!(windows(whole.clone(), 24).unwrap().len(), 1);
-        let list = windows(whole.clone(), 10).unwrap();
+        assert_eq!(windows(whole.clone(), 24, 128).unwrap().len(), 1);
+        // Six tokens of the context a window: 20 of them by steps of 3, of 4 and of 6.
+        let count = |overlap| windows(whole.clone(), 10, overlap).unwrap().len();
+        assert_eq!([count(128), count(2), count(0)], [6, 5, 4]);
+        let list = windows(whole.clone(), 10, 128).unwrap();
         let mut covered = [false; 24];
         for w in &list {
             assert!(w.tokens.len() <= 10);
@@ -222,6 +231,6 @@ mod tests {
             w.tokens.iter().for_each(|t| covered[t.id as usize] = true);
         }
         assert_eq!(covered, [true; 24]);
-        assert!(windows(whole, 5).is_err());
+        assert!(windows(whole, 5, 128).is_err());
     }
 }
