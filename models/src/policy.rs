@@ -6,6 +6,9 @@ use lora_runtime::weights::WeightFormat;
 
 use crate::spec::Role;
 
+/// Layers of a stack that counts as short.
+const SHORT: usize = 12;
+
 /// A preset, by the name of its main format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -39,13 +42,14 @@ impl Policy {
 
     /// The format of a matrix of `rows` outputs in layer `layer` of `layers`.
     ///
-    /// Below 6 bits the value projections get 6 bits, the first and the last layer one more than the blocks, and the head
-    /// gets 8 above 4: they are the most sensitive by measured divergence per byte. Task heads and the scores of experts are tiny and stay f16.
+    /// Below 6 bits the value projections and the whole last layer get 6 bits, and the head gets 8 above 4: they are
+    /// the most sensitive by measured divergence per byte. In short stacks the first layer gets a bit more: its errors
+    /// run through all that follows, and few layers average little out. Task heads and the scores of experts are tiny
+    /// and stay f16.
     #[must_use]
     pub fn format(&self, role: Role, layer: Option<(usize, usize)>) -> WeightFormat {
         use WeightFormat::{F16, F32, Q4, Q4L, Q5, Q6, Q8, Q8R};
         let low = matches!(self.blocks, Q4 | Q4L | Q5);
-        let outer = layer.is_some_and(|(i, n)| i == 0 || i + 1 == n);
         if let Some(format) = self.chosen.get(&(role, layer.map(|l| l.0))) {
             return *format;
         }
@@ -56,8 +60,9 @@ impl Policy {
             (Q8 | Q8R, Role::Embedding | Role::TiedEmbedding | Role::Head) => Q8R,
             (_, Role::Embedding | Role::TiedEmbedding | Role::Head) => Q6,
             (_, Role::Value) if low => Q6,
-            (Q5, _) if outer => Q6,
-            (Q4 | Q4L, _) if outer => Q5,
+            _ if low && layer.is_some_and(|(i, n)| i + 1 == n) => Q6,
+            (Q4 | Q4L, _) if layer.is_some_and(|(i, n)| i == 0 && n <= SHORT) => Q5,
+            (Q5, _) if layer.is_some_and(|(i, n)| i == 0 && n <= SHORT) => Q6,
             _ => self.blocks,
         }
     }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use conformance::data;
 use conformance::desk::{Checked, Desk, Miss};
-use conformance::real::{ASSETS, Asset, Verb, answers};
+use conformance::real::{ASSETS, Asset, Verb, answers, labels};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
@@ -212,9 +212,10 @@ fn row(asset: &Asset, effort: &str, quant: &str, limit: usize) -> Result<String>
         if asset.adapter { vec!["--adapter".into(), folder.to_string_lossy().into_owned()] } else { Vec::new() };
     let tests = folder.join("test.public.jsonl");
     let (float, packed) = (desk.path("float.lpk"), desk.path("packed.lpk"));
-    pack(&desk, &base, &[adapter.clone(), strings(&["--quant", "f32"])].concat(), &float)?;
+    let named = [adapter.clone(), labels(&folder)?].concat();
+    pack(&desk, &base, &[named.clone(), strings(&["--quant", "f32"])].concat(), &float)?;
     let calib = folder.join("calib.txt").to_string_lossy().into_owned();
-    let options = [adapter.clone(), strings(&["--quant", quant, "--effort", effort, "--calib", &calib])].concat();
+    let options = [named, strings(&["--quant", quant, "--effort", effort, "--calib", &calib])].concat();
     let (_, cpu) = pack(&desk, &base, &options, &packed)?;
     let text = tests.to_string_lossy().into_owned();
     let n = verify(&desk, &packed, &base, &[adapter, strings(&["--text", &text])].concat())?;

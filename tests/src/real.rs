@@ -210,14 +210,20 @@ fn options(folder: &Path, quant: &str) -> Result<Vec<String>> {
     if calib {
         options.extend(["--calib".to_owned(), folder.join("calib.txt").display().to_string()]);
     }
-    if let Ok(text) = std::fs::read_to_string(folder.join("metrics.json")) {
-        let metrics: Value = serde_json::from_str(&text)?;
-        if let Some(labels) = metrics["labels"].as_array() {
-            let names: Vec<&str> = labels.iter().filter_map(Value::as_str).collect();
-            options.extend(["--labels".to_owned(), names.join(",")]);
-        }
-    }
+    options.extend(labels(folder)?);
     Ok(options)
+}
+
+/// `--labels` of an asset whose metrics name them, else nothing.
+///
+/// # Errors
+/// The metrics are no JSON.
+pub fn labels(folder: &Path) -> Result<Vec<String>> {
+    let Ok(text) = std::fs::read_to_string(folder.join("metrics.json")) else { return Ok(Vec::new()) };
+    let metrics: Value = serde_json::from_str(&text)?;
+    let Some(labels) = metrics["labels"].as_array() else { return Ok(Vec::new()) };
+    let names: Vec<&str> = labels.iter().filter_map(Value::as_str).collect();
+    Ok(vec!["--labels".into(), names.join(",")])
 }
 
 /// Float packs give the recorded answers; quantized ones may lose one right answer in a hundred at 8 bits, two at 4.

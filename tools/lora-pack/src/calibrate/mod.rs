@@ -109,8 +109,9 @@ const PROOF_SHARE: usize = 8;
 /// Text by the model itself: documents that begin as the given ones do, and about how many tokens of them.
 pub type OwnText<'o> = &'o dyn Fn(&[Document], usize) -> Result<Vec<Document>>;
 
-/// The documents of a calibration and those kept apart to judge it by: the user's text, for language models with as
-/// much general text; general text alone where the user gives none.
+/// The documents of a calibration and those kept apart to judge it by: the user's text, and general text: for language
+/// models as much as of the user's, else where that is too little (encoder–decoders excepted: general text is not what
+/// they read); general text alone where the user gives none.
 ///
 /// # Errors
 /// A file cannot be read or holds nothing; the model has no tokenizer.
@@ -129,7 +130,8 @@ pub fn documents(
     for file in files {
         own.extend(text::read(file, model)?);
     }
-    let mut general = if mixed { text::documents(text::GENERAL, model)? } else { Vec::new() };
+    let fills = mixed || !matches!(model.task(), Task::Seq2SeqLm);
+    let mut general = if fills { text::documents(text::GENERAL, model)? } else { Vec::new() };
     let mut proof = apart(if own.is_empty() { &mut general } else { &mut own });
     let mut documents = text::sample(own, if mixed { budget / 2 } else { budget });
     let room = budget - count(&documents).min(budget);
