@@ -136,7 +136,9 @@ pub fn documents(
     let mut documents = text::sample(own, if mixed { budget / 2 } else { budget });
     let room = budget - count(&documents).min(budget);
     let starts = general.clone();
-    documents.extend(text::sample(general, room));
+    let general = text::sample(general, room);
+    let reads_general = !general.is_empty();
+    documents.extend(general);
     let room = budget - count(&documents).min(budget);
     let writes = model.task() == Task::CausalLm && room > budget / 8;
     if writes {
@@ -148,7 +150,7 @@ pub fn documents(
     }
     let name = |p: &Path| p.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let mut sources: Vec<String> = files.iter().map(|f| name(f)).collect();
-    if mixed {
+    if reads_general {
         sources.push("general text".into());
     }
     if writes {
