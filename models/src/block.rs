@@ -304,7 +304,7 @@ fn cross_attention(
     let query = a.projection(layer, Part::Query);
     let name = query.module.clone();
     let q = g.project(&name, input, cx.hidden, &[query], Epilogue::default())?;
-    let index = g.layer.map_or(0, |l| l.0);
+    let index = g.depth.map_or(0, |d| d.layer);
     let bias = Bias { kind: BiasKind::None, tensor: NONE };
     attend(g, cx, layer, a, q, cx.source_caches[index], bias, Rows::NONE)
 }

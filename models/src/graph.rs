@@ -17,7 +17,7 @@ use lora_runtime::weights::WeightFormat;
 
 pub use self::linear::{Epilogue, Projection};
 use crate::error::ModelError;
-use crate::policy::Policy;
+use crate::policy::{Depth, Policy};
 use crate::spec::{EntrySpec, HeadSpec, OutputSpec, SlotSpec, TensorSpec};
 
 /// The checkpoint as the lowering sees it: names and shapes after merging.
@@ -48,8 +48,8 @@ pub struct NormSpec {
 pub struct Graph<'c> {
     checkpoint: &'c dyn Checkpoint,
     policy: Policy,
-    /// Layer that new tensors belong to, and the number of layers.
-    pub layer: Option<(usize, usize)>,
+    /// Layer that new tensors belong to.
+    pub depth: Option<Depth>,
     /// Buffers (offsets still unset).
     pub buffers: Vec<BufferRecord>,
     /// Tensors.
@@ -78,7 +78,7 @@ impl<'c> Graph<'c> {
         Self {
             checkpoint,
             policy,
-            layer: None,
+            depth: None,
             buffers: Vec::new(),
             tensors: Vec::new(),
             tensor_ids: HashMap::new(),

@@ -33,7 +33,7 @@ use crate::heads::HeadInput;
 
 pub use error::ModelError;
 pub use graph::Checkpoint;
-pub use policy::Policy;
+pub use policy::{Depth, Policy};
 pub use spec::Lowered;
 
 fn problem_type(c: Config<'_>, labels: usize) -> Result<ProblemType, ModelError> {

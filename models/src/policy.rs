@@ -9,6 +9,27 @@ use crate::spec::Role;
 /// Layers of a stack that counts as short.
 const SHORT: usize = 12;
 
+/// Where in a stack a layer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depth {
+    /// Its number, from 0.
+    pub layer: usize,
+    /// Layers of the stack.
+    pub layers: usize,
+    /// Whether tokens see only what came before them.
+    pub causal: bool,
+}
+
+impl Depth {
+    const fn is_last(self) -> bool {
+        self.layer + 1 == self.layers
+    }
+
+    const fn is_first_of_short_encoder(self) -> bool {
+        self.layer == 0 && !self.causal && self.layers <= SHORT
+    }
+}
+
 /// A preset, by the name of its main format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -40,17 +61,16 @@ impl Policy {
         if self.float_twin { WeightFormat::F32 } else { format }
     }
 
-    /// The format of a matrix of `rows` outputs in layer `layer` of `layers`.
+    /// The format of a matrix, by its role and its layer.
     ///
     /// Below 6 bits the value projections and the whole last layer get 6 bits, and the head gets 8 above 4: they are
-    /// the most sensitive by measured divergence per byte. In short stacks the first layer gets a bit more: its errors
-    /// run through all that follows, and few layers average little out. Task heads and the scores of experts are tiny
-    /// and stay f16.
+    /// the most sensitive by measured divergence per byte. In short encoders the first layer gets a bit more: every
+    /// token reads every error of it at once. Task heads and the scores of experts are tiny and stay f16.
     #[must_use]
-    pub fn format(&self, role: Role, layer: Option<(usize, usize)>) -> WeightFormat {
+    pub fn format(&self, role: Role, depth: Option<Depth>) -> WeightFormat {
         use WeightFormat::{F16, F32, Q4, Q4L, Q5, Q6, Q8, Q8R};
         let low = matches!(self.blocks, Q4 | Q4L | Q5);
-        if let Some(format) = self.chosen.get(&(role, layer.map(|l| l.0))) {
+        if let Some(format) = self.chosen.get(&(role, depth.map(|d| d.layer))) {
             return *format;
         }
         match (self.blocks, role) {
@@ -60,9 +80,9 @@ impl Policy {
             (Q8 | Q8R, Role::Embedding | Role::TiedEmbedding | Role::Head) => Q8R,
             (_, Role::Embedding | Role::TiedEmbedding | Role::Head) => Q6,
             (_, Role::Value) if low => Q6,
-            _ if low && layer.is_some_and(|(i, n)| i + 1 == n) => Q6,
-            (Q4 | Q4L, _) if layer.is_some_and(|(i, n)| i == 0 && n <= SHORT) => Q5,
-            (Q5, _) if layer.is_some_and(|(i, n)| i == 0 && n <= SHORT) => Q6,
+            _ if low && depth.is_some_and(Depth::is_last) => Q6,
+            (Q4 | Q4L, _) if depth.is_some_and(Depth::is_first_of_short_encoder) => Q5,
+            (Q5, _) if depth.is_some_and(Depth::is_first_of_short_encoder) => Q6,
             _ => self.blocks,
         }
     }

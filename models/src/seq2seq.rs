@@ -9,6 +9,7 @@ use crate::decoder::LmHead;
 use crate::error::ModelError;
 use crate::graph::Graph;
 use crate::heads::{self, Head, HeadInput};
+use crate::policy::Depth;
 use crate::spec::Role;
 use crate::stack::Stack;
 
@@ -44,12 +45,12 @@ pub fn lower(g: &mut Graph<'_>, m: &Seq2Seq, input: &HeadInput) -> Result<Head, 
     let layers = m.decoder.layers_under(prefix);
     let mut caches = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
-        g.layer = Some((i, layers.len()));
+        g.depth = Some(Depth { layer: i, layers: layers.len(), causal: true });
         if let Some(cross) = &layer.cross {
             caches.push(block::store_source(g, layer, cross, source, hidden)?);
         }
     }
-    g.layer = None;
+    g.depth = None;
     g.finish_entry(EntryKind::Encode, m.encoder.max_positions);
 
     let x = m.decoder.lower(g, prefix, role, false, caches)?;

@@ -7,6 +7,7 @@ use crate::block;
 use crate::error::ModelError;
 use crate::graph::{Epilogue, Graph, NormSpec, Projection};
 use crate::layer::Layer;
+use crate::policy::Depth;
 use crate::rope::Rope;
 use crate::spec::{Role, Source};
 
@@ -197,11 +198,12 @@ impl Stack {
         let layers = self.layers_under(prefix);
         let shared = layers.windows(2).any(|l| l[0].path == l[1].path);
         for (i, layer) in layers.iter().enumerate() {
+            let causal = layer.attention.causal;
             // Shared weights have one format, so they belong to no layer in particular.
-            g.layer = (!shared).then_some((i, layers.len()));
+            g.depth = (!shared).then_some(Depth { layer: i, layers: layers.len(), causal });
             block::layer(g, &cx, layer)?;
         }
-        g.layer = None;
+        g.depth = None;
         Ok(x)
     }
 

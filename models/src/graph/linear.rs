@@ -155,7 +155,7 @@ impl Graph<'_> {
 
     fn projection_format(&self, p: &Projection) -> WeightFormat {
         let carried = self.checkpoint.format(&format!("{}.weight", p.module));
-        carried.unwrap_or_else(|| self.policy.format(p.role, self.layer))
+        carried.unwrap_or_else(|| self.policy.format(p.role, self.depth))
     }
 
     #[allow(clippy::too_many_arguments, reason = "the one place that all projections come through")]
@@ -283,7 +283,7 @@ impl Graph<'_> {
             push_part(&mut bias_parts, Part { source, rows: p.rows, add: 0.0, module: p.module.clone() });
         }
         let rows = list.iter().map(|p| p.rows).sum();
-        let layer = self.layer.map(|l| l.0);
+        let layer = self.depth.map(|d| d.layer);
         let role = Some(list[0].role);
         let weight = self.tensor(TensorSpec {
             name: name.into(),
@@ -318,7 +318,7 @@ impl Graph<'_> {
     pub fn expert_matrices(&mut self, cols: usize, experts: &[(String, Vec<Projection>)]) -> Result<u32, ModelError> {
         let first = self.tensors.len();
         for (i, (name, list)) in experts.iter().enumerate() {
-            let format = self.policy.stored(self.policy.format(list[0].role, self.layer));
+            let format = self.policy.stored(self.policy.format(list[0].role, self.depth));
             let (id, _) = self.fuse(name, cols, list, format)?;
             debug_assert_eq!(id as usize, first + i, "layers with experts share no weights");
             self.inputs += 1;

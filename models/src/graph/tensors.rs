@@ -79,7 +79,7 @@ impl Graph<'_> {
                 module: String::new(),
             }],
             role: None,
-            layer: self.layer.map(|l| l.0),
+            layer: self.depth.map(|d| d.layer),
         })
     }
 
@@ -131,7 +131,7 @@ impl Graph<'_> {
             cols,
             parts: vec![Part { source: source.clone(), rows, add: 0.0, module: String::new() }],
             role: Some(role),
-            layer: self.layer.map(|l| l.0),
+            layer: self.depth.map(|d| d.layer),
         })?;
         self.inputs += 1;
         let slot =
