@@ -59,6 +59,7 @@ pub fn lower(config: &Value, checkpoint: &dyn Checkpoint, task: Task, policy: Po
         let names: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
         ModelError::UnknownArchitecture(model_type.into(), names.join(", "))
     })?;
+    let policy = Policy { embeds: task == Task::FeatureExtraction, ..policy };
     let mut g = Graph::new(checkpoint, policy);
     let input = HeadInput { task, architecture, labels: None };
     let (stack, head) = match reader {

@@ -6,12 +6,14 @@
 //! cargo run --release -p conformance --example quality -- adapters [--effort best] [--limit N] [--quant q4] [ASSET…]
 //! cargo run --release -p conformance --example quality -- kv BASE [--dither] [--quant f32]
 //! cargo run --release -p conformance --example quality -- peers BASE [--dither] --bench PATH/lora-bench
+//! cargo run --release -p conformance --example quality -- sentences BASE [q8 q6]
 //! ```
 //! `formats` packs a base without and with calibration (general text alone) and compares on `tests/data/quality/eval.txt`,
 //! which no calibration reads. `adapters` packs the trained adapters of `../shared/assets` with their calibration texts
 //! and asks the public test sets. `peers` has llama.cpp quantize the base (`lora-bench` built with its feature `llama-cpp`), reads
 //! the weights back, and compares them in the same way: run here as floats, so without what llama.cpp loses by rounding
-//! activations and keys and values. `--dither` spreads every block weight by a seeded uniform ±½ step of its group of 32,
+//! activations and keys and values. `sentences` embeds 200 of them, from the assets' tests and the general text, with a
+//! float pack and with quantized ones, and compares by cosine. `--dither` spreads every block weight by a seeded uniform ±½ step of its group of 32,
 //! the step taken as 1/15 of the group's range: for a base whose weights lie on a 4-bit grid, which would flatter
 //! 4-bit formats.
 
@@ -50,8 +52,9 @@ fn main() -> Result<()> {
                 _ => formats(&desk, &base, &effort, &args[2..]),
             }
         }
+        Some("sentences") => sentences(Path::new(args.get(1).context("which base?")?), &args[2..]),
         Some("adapters") => adapters(&effort, quant.as_deref().unwrap_or("q4"), limit, &args[1..]),
-        _ => bail!("formats, adapters, kv or peers?"),
+        _ => bail!("formats, adapters, kv, peers or sentences?"),
     }
 }
 
@@ -135,6 +138,64 @@ fn kv(desk: &Desk, base: &Path, quant: &str) -> Result<()> {
         println!("| {kv} | {} | {} | {} |", number(&n["kl_mean"], 6), number(&n["kl_p99"], 4), number(&n["top1"], 4));
     }
     Ok(())
+}
+
+/// Texts that embeddings are compared on: short ones that people say, contexts of questions, and sentences of general
+/// text.
+fn texts() -> Result<Vec<String>> {
+    let assets = data::shared().context("the assets are not here")?.join("assets");
+    let mut texts = Vec::new();
+    for (file, field, count) in [
+        ("minilm-l6-embed/texts.jsonl", "text", 20),
+        ("minilm-intent/test.public.jsonl", "text", 60),
+        ("minilm-qa/test.public.jsonl", "context", 60),
+    ] {
+        let lines = std::fs::read_to_string(assets.join(file))?;
+        for line in lines.lines().take(count) {
+            let line: Value = serde_json::from_str(line)?;
+            texts.push(line[field].as_str().context("a text")?.to_owned());
+        }
+    }
+    let general = std::fs::read_to_string(data::workspace().join("tools/lora-pack/src/calibrate/general.txt"))?;
+    let plain = general.lines().filter(|l| !l.starts_with('{'));
+    texts.extend(plain.flat_map(|l| l.split(". ")).filter(|s| (20..300).contains(&s.len())).map(ToOwned::to_owned));
+    texts.truncate(200);
+    Ok(texts)
+}
+
+fn sentences(base: &Path, formats: &[String]) -> Result<()> {
+    let desk = Desk::new(base)?;
+    let requests: Vec<Value> = texts()?.iter().map(|t| serde_json::json!({ "text": t })).collect();
+    let file = desk.path("texts.jsonl");
+    std::fs::write(&file, requests.iter().map(|r| format!("{r}\n")).collect::<String>())?;
+    let embed = |format: &str| -> Result<(Vec<Vec<f64>>, f64)> {
+        let lpk = desk.path("sentences.lpk");
+        let (report, _) = pack(&desk, base, &strings(&["--quant", format]), &lpk)?;
+        let done = plain(desk.succeed(&desk.run("embed", &lpk).arg("--file").arg(&file).arg("--json")))?;
+        let vector = |line: &str| -> Result<Vec<f64>> {
+            let line: Value = serde_json::from_str(line)?;
+            let list = line["embedding"].as_array().context("an embedding")?;
+            Ok(list.iter().filter_map(Value::as_f64).collect())
+        };
+        let vectors = done.stdout.lines().map(vector).collect::<Result<_>>()?;
+        Ok((vectors, report["file_bytes"].as_f64().unwrap_or(0.0) / 1e6))
+    };
+    let (float, _) = embed("f32")?;
+    println!("| format | MB | sentences | lowest cosine | mean |\n|---|---|---|---|---|");
+    let usual = strings(&["q8"]);
+    for format in if formats.is_empty() { &usual } else { formats } {
+        let (packed, size) = embed(format)?;
+        let cosines: Vec<f64> = float.iter().zip(&packed).map(|(a, b)| cosine(a, b)).collect();
+        let lowest = cosines.iter().copied().fold(1.0, f64::min);
+        let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+        println!("| {format} | {size:.1} | {} | {lowest:.5} | {mean:.5} |", cosines.len());
+    }
+    Ok(())
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 /// llama.cpp's types, with an importance matrix or without.
