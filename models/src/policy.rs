@@ -40,7 +40,7 @@ pub struct Policy {
     /// Store f32 whatever the formats, which then only decide what is fused: the float model with the tensors of the
     /// quantized one. It runs whole sequences only (layers share caches).
     pub float_twin: bool,
-    /// The model is asked for its hidden states.
+    /// The model is asked for its hidden states: [`crate::lower`] sets it by the task.
     pub embeds: bool,
 }
 
@@ -69,7 +69,8 @@ impl Policy {
     /// the most sensitive by measured divergence per byte. In short encoders the first layer gets a bit more: every
     /// token reads every error of it at once. Values go into an embedding as they are, and a start token often has one
     /// input so large that the 8-bit activations beside it are coarse: where embeddings are all that is asked for, `q8`
-    /// keeps their projections f16, and the word table has scales by group. Task heads and the scores of experts are tiny and stay f16.
+    /// keeps their projections f16, and the word table has scales by group. Task heads and the scores of experts are
+    /// tiny and stay f16.
     #[must_use]
     pub fn format(&self, role: Role, depth: Option<Depth>) -> WeightFormat {
         use WeightFormat::{F16, F32, Q4, Q4L, Q5, Q6, Q8, Q8R};

@@ -99,7 +99,7 @@ pub struct MergeArgs {
     #[arg(long, value_name = "BITS", conflicts_with = "target_size")]
     pub target_bpw: Option<f64>,
     /// Text to calibrate with, above all the task's own: lines of text, or of JSON with the fields of a test set
-    /// (repeatable). Language models get as much general text beside it
+    /// (repeatable). Language models get as much general text beside it, others where this is too little
     #[arg(long, value_name = "FILE")]
     pub calib: Vec<PathBuf>,
     /// Work that goes into quantization: fast (scales alone), normal (error feedback on 8 k tokens of text; the default
