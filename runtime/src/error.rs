@@ -91,18 +91,70 @@ impl fmt::Display for Error {
             ErrorKind::Unsupported => "not supported here",
             ErrorKind::Io => "input/output error",
         };
-        // Not `{}`, which would bring in padding, a kilobyte and a half of a firmware.
+        // Not `write!` with `{}`, which would bring in padding and 64-bit division, three kilobytes of a firmware.
         for text in [kind, ": ", self.what] {
             f.write_str(text)?;
         }
+        let mut number = |before: &str, value| {
+            f.write_str(before)?;
+            f.write_str(decimal(value, &mut [0; 20]))
+        };
         if self.index != u64::MAX {
-            write!(f, " #{}", self.index)?;
+            number(" #", self.index)?;
         }
         if self.found != 0 || self.expected != 0 {
-            write!(f, " (found {}, expected {})", self.found, self.expected)?;
+            number(" (found ", self.found)?;
+            number(", expected ", self.expected)?;
+            f.write_str(")")?;
         }
         Ok(())
     }
 }
 
 impl core::error::Error for Error {}
+
+/// The decimal digits of `value`, at the end of `buffer`: for programs that `write!` is too large for.
+pub fn decimal(value: u64, buffer: &mut [u8; 20]) -> &str {
+    // By parts of 16 bits, which 32-bit processors divide in hardware.
+    let mut parts = [48, 32, 16, 0].map(|shift| (value >> shift) as u32 & 0xffff);
+    let mut first = buffer.len();
+    for (i, place) in buffer.iter_mut().enumerate().rev() {
+        let mut rest = 0;
+        for part in &mut parts {
+            let whole = rest << 16 | *part;
+            (*part, rest) = (whole / 10, whole % 10);
+        }
+        *place = b'0' + rest as u8;
+        first = i;
+        if parts == [0; 4] {
+            break;
+        }
+    }
+    core::str::from_utf8(buffer.get(first..).unwrap_or_default()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn numbers_are_written_as_the_standard_library_writes_them() {
+        let powers = (0..64).map(|bit| 1_u64 << bit).chain((0..20).map(|digits| 10_u64.pow(digits)));
+        for value in powers.flat_map(|v| [v - 1, v, v + 1]).chain([u64::MAX]) {
+            assert_eq!(decimal(value, &mut [0; 20]), value.to_string());
+        }
+    }
+
+    #[test]
+    fn errors_say_what_where_and_how_much() {
+        let error = Error::new(ErrorKind::OutOfBounds, "tensor.offset");
+        assert_eq!(error.to_string(), "out of bounds: tensor.offset");
+        assert_eq!(error.index(0).to_string(), "out of bounds: tensor.offset #0");
+        let all = error.index(7).values(u64::MAX, 1 << 32);
+        assert_eq!(
+            all.to_string(),
+            "out of bounds: tensor.offset #7 (found 18446744073709551615, expected 4294967296)"
+        );
+    }
+}

@@ -417,12 +417,18 @@ impl<'a> Sections<'a> {
     }
 
     pub(super) fn records<T: Pod + Zeroable>(&self, id: SectionId) -> Result<&'a [T]> {
-        let Some(s) = self.find(id) else { return Ok(&[]) };
-        if s.record_size as usize != size_of::<T>() {
-            return Err(err(ErrorKind::Invalid, "section.record_size")
+        let Some(bytes) = self.records_of(id, size_of::<T>())? else { return Ok(&[]) };
+        bytemuck::try_cast_slice(bytes).map_err(|_| err(ErrorKind::Misaligned, "section").index(id as u64))
+    }
+
+    /// The bytes of a section of records of that size, where there is one: once for all kinds of records.
+    #[inline(never)]
+    fn records_of(&self, id: SectionId, size: usize) -> Result<Option<&'a [u8]>> {
+        match self.find(id) {
+            Some(s) if s.record_size as usize != size => Err(err(ErrorKind::Invalid, "section.record_size")
                 .index(id as u64)
-                .values(s.record_size.into(), size_of::<T>() as u64));
+                .values(s.record_size.into(), size as u64)),
+            found => Ok(found.map(|_| self.blob(id))),
         }
-        bytemuck::try_cast_slice(self.blob(id)).map_err(|_| err(ErrorKind::Misaligned, "section").index(id as u64))
     }
 }

@@ -79,7 +79,7 @@ pub fn run(cx: &mut Context<'_, '_>, op: &Op) {
             cx.arena.cache_split(cache, segment.sequence, (out, heads * s.value_dim), inputs);
         let stored = if s.kind == CacheKind::Source as u32 { source_len } else { past + len };
         let reach = if window == 0 { usize::MAX } else { window as usize - 1 };
-        out.tiles(workers, first..first + len, TOKEN_RUN, group * s.value_dim, |tile| {
+        out.tiles(workers, first..first + len, TOKEN_RUN, group * s.value_dim, &|tile| {
             let head = tile.first_block;
             let table = |per_head: usize| &table[head * group * per_head..(head + 1) * group * per_head];
             let tokens = tile.rows();

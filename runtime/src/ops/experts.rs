@@ -79,7 +79,7 @@ pub fn linear(cx: &mut Context<'_, '_>, op: &Op) {
     let job = Job { kernels, file, x, route, first: weight, slot, weighted, add, update, kind };
     let panels = (width as usize).div_ceil(PANEL_ROWS);
     let per_task = panels_per_task(panels, cx.workers);
-    y.each_block(cx.workers, PANEL_ROWS, per_task, |cols| job.task(cols));
+    y.each_block(cx.workers, PANEL_ROWS, per_task, &|cols| job.task(cols));
 }
 
 /// The `slot`-th expert of a row with these weights, or [`NONE`].

@@ -32,7 +32,7 @@ pub(super) fn panels_per_task(panels: usize, workers: &dyn Workers) -> usize {
 pub fn quantize(cx: &mut Context<'_, '_>, a: Operand, out: Operand, width: usize) {
     let kernels = cx.kernels;
     let (out, [a]) = cx.arena.split((out, width), [(a, width)]);
-    out.each_bytes(cx.workers, |i, row| kernels.quantize_row(a.row(i), row));
+    out.each_bytes(cx.workers, &|i, row| kernels.quantize_row(a.row(i), row));
 }
 
 struct Job<'s, 'm> {
@@ -89,7 +89,7 @@ pub fn run(
         let residual = (!residual.is_none()).then(|| (residual != out).then_some(r));
         let update = update.as_ref().map(|u| (u, values));
         let job = Job { kernels, codebook, format, cols, data, x, bias, act, scale, rows: pass, update, residual };
-        y.each_block(cx.workers, PANEL_ROWS, per_task, |cols| job.task(cols));
+        y.each_block(cx.workers, PANEL_ROWS, per_task, &|cols| job.task(cols));
     }
 }
 

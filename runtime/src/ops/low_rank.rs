@@ -331,7 +331,7 @@ fn project(
     let (out, x) = cx.arena.low_rank_mut((site.input, site.cols));
     let workers: &dyn Workers = if rows.len() * width * site.cols < ALONE { &Inline } else { cx.workers };
     let quantized = !site.format.is_float();
-    out.columns(at + panels.start * PANEL_ROWS, width).tiles(workers, rows, MAX_TOKENS, PANEL_ROWS, |mut tile| {
+    out.columns(at + panels.start * PANEL_ROWS, width).tiles(workers, rows, MAX_TOKENS, PANEL_ROWS, &|mut tile| {
         let (first, n, panel) = (tile.first_row, tile.rows(), panels.start + tile.first_block);
         let mut sums = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
         let sums = &mut sums[..n];

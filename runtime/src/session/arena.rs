@@ -430,7 +430,8 @@ impl<'s> RowsMut<'s> {
     }
 
     /// Runs `f` for every row, rows spread over the workers.
-    pub fn each_bytes(self, workers: &dyn Workers, f: impl Fn(usize, &mut [u8]) + Sync) {
+    // A row is long enough for a call through a pointer; a copy of this for every op would be kilobytes of a firmware.
+    pub fn each_bytes(self, workers: &dyn Workers, f: &(dyn Fn(usize, &mut [u8]) + Sync)) {
         let raw = SendRaw(self.raw);
         let n = self.raw.rows;
         let per_task = n.div_ceil(workers.count() * 4).max(1);
@@ -446,12 +447,12 @@ impl<'s> RowsMut<'s> {
 
     /// Runs `f` for every row of floats, rows spread over the workers.
     pub fn each_row(self, workers: &dyn Workers, f: impl Fn(usize, &mut [f32]) + Sync) {
-        self.each_bytes(workers, |row, bytes| f(row, floats_mut(bytes)));
+        self.each_bytes(workers, &|row, bytes| f(row, floats_mut(bytes)));
     }
 
     /// Splits the columns into blocks of `block` elements (the last may be shorter) and runs `f(first block, blocks)` so that
     /// every block is in exactly one call; `f` reaches its columns of any row through [`ColsMut`].
-    pub fn each_block(self, workers: &dyn Workers, block: usize, per_task: usize, f: impl Fn(ColsMut<'_>) + Sync) {
+    pub fn each_block(self, workers: &dyn Workers, block: usize, per_task: usize, f: &(dyn Fn(ColsMut<'_>) + Sync)) {
         let width = self.raw.bytes / 4;
         let blocks = width.div_ceil(block);
         let raw = SendRaw(self.raw);
@@ -481,7 +482,7 @@ impl RowsMut<'_> {
         range: core::ops::Range<usize>,
         run: usize,
         block: usize,
-        f: impl Fn(TileMut<'_>) + Sync,
+        f: &(dyn Fn(TileMut<'_>) + Sync),
     ) {
         assert!(range.end <= self.raw.rows, "rows in range");
         let blocks = self.raw.bytes / 4 / block;

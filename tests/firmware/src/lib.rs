@@ -4,6 +4,7 @@
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 
+use lora_runtime::error::decimal;
 use lora_runtime::kernels::Kernels;
 use lora_runtime::program::SessionConfig;
 use lora_runtime::session::workers::Inline;
@@ -25,6 +26,20 @@ impl Write for Console {
             processor::semihosting(0x03, &raw const byte as usize);
         }
         Ok(())
+    }
+}
+
+impl Console {
+    /// A number. `write!` could do it too, with three kilobytes of padding and division.
+    pub fn number(&mut self, value: usize) {
+        let _ = self.write_str(decimal(value as u64, &mut [0; 20]));
+    }
+
+    /// The last `digits` hexadecimal digits of a number.
+    pub fn hex(&mut self, value: u64, digits: u32) {
+        for digit in (0..digits).rev() {
+            let _ = self.write_char(char::from(b"0123456789abcdef"[(value >> (4 * digit)) as usize & 15]));
+        }
     }
 }
 
@@ -60,7 +75,11 @@ pub fn start(run: fn(&mut Console) -> Result<()>) -> ! {
         let _ = writeln!(Console, "error: {error}");
     }
     let (used, all) = stack();
-    let _ = writeln!(Console, "stack {used} of {all} bytes");
+    let _ = Console.write_str("stack ");
+    Console.number(used);
+    let _ = Console.write_str(" of ");
+    Console.number(all);
+    let _ = Console.write_str(" bytes\n");
     exit(result.is_ok())
 }
 
@@ -74,8 +93,9 @@ pub fn session<'m>(model: Model<'m>, config: SessionConfig, memory: &'m mut [u8]
     // The short-lived borrow ends before the real session begins.
     let refused = Session::new(model, config, Kernels::best(), &Inline, less).err();
     let exact = refused.is_some_and(|e| e.kind == ErrorKind::TooSmall && e.expected == planned as u64);
-    let _ = write!(Console, "arena {} bytes, one less is ", memory.len());
-    let _ = Console.write_str(if exact { "refused\n" } else { "taken\n" });
+    let _ = Console.write_str("arena ");
+    Console.number(memory.len());
+    let _ = Console.write_str(if exact { " bytes, one less is refused\n" } else { " bytes, one less is taken\n" });
     Session::new(model, config, Kernels::best(), &Inline, memory)
 }
 
@@ -99,7 +119,9 @@ fn panicked(info: &PanicInfo<'_>) -> ! {
     // The place, without the message: what formats any message is a kilobyte and a half.
     if let Some(place) = info.location() {
         let _ = Console.write_str(place.file());
-        let _ = writeln!(Console, ":{}: panic", place.line());
+        let _ = Console.write_str(":");
+        Console.number(place.line() as usize);
+        let _ = Console.write_str(": panic\n");
     }
     exit(false)
 }

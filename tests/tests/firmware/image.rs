@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::succeed;
 
-/// Bytes of code that the classifier, whole with start code and program, may have on Cortex-M.
+/// Bytes of code that the classifier, whole with start code and program, may have on any Cortex-M.
 pub const GOAL: u64 = 120 << 10;
 
 /// Where panics remain, each behind a check that has been made before: docs/firmware.md says which.
@@ -43,10 +43,10 @@ const ENDS: [&str; 10] = [
     "core::panicking::panic_nounwind",
 ];
 
-/// Checks the classifier's image against the lists above and the goal.
-pub fn check(image: &Path) -> Result<()> {
+/// Checks the classifier's image for a board against the lists above and the goal.
+pub fn check(board: &str, image: &Path) -> Result<()> {
     let (code, constants) = sizes(image)?;
-    conformance::say(&format!("classify: {code} bytes of code (at most {GOAL}), {constants} of constants"));
+    conformance::say(&format!("{board}: classify: {code} bytes of code (at most {GOAL}), {constants} of constants"));
     ensure!(code <= GOAL, "{code} bytes of code are more than {GOAL}");
     let mut callers: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let text = succeed(Command::new("arm-none-eabi-objdump").args(["-d", "-C", "--no-show-raw-insn"]).arg(image))?;
@@ -79,7 +79,7 @@ pub fn check(image: &Path) -> Result<()> {
         }
     }
     let count: Vec<_> = modules.iter().map(|(module, n)| format!("{module} {n}")).collect();
-    conformance::say(&format!("calls that panic: {}", count.join(", ")));
+    conformance::say(&format!("{board}: calls that panic: {}", count.join(", ")));
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }

@@ -15,7 +15,7 @@ use core::mem::MaybeUninit;
 
 use crate::kernels::isa::cortex_m::Dsp;
 use crate::kernels::linear::LinearArgs;
-use crate::kernels::linear::plain::{minimum, multiplier};
+use crate::kernels::linear::plain::{minimum, multiplier, row_scales};
 use crate::weights::{GROUP, LINE, PANEL_ROWS, PLANE_PART, SLOT_ROW, WeightFormat};
 
 /// Activations of a group as pairs.
@@ -65,13 +65,7 @@ pub(super) unsafe fn panel(dsp: Dsp, format: WeightFormat, a: LinearArgs) {
                 x = x.wrapping_add(a.stride);
             }
         }
-        if format.has_row_scale() {
-            for t in 0..a.tokens {
-                for row in 0..PANEL_ROWS {
-                    (*a.out.add(t))[row] *= a.row_scales.add(row).read_unaligned();
-                }
-            }
-        }
+        row_scales(format, &a);
     }
 }
 

@@ -34,11 +34,20 @@ pub(super) unsafe fn panel(format: WeightFormat, a: LinearArgs) {
                 }
             }
         }
-        if format.has_row_scale() {
-            for t in 0..a.tokens {
-                for row in 0..PANEL_ROWS {
-                    (*a.out.add(t))[row] *= a.row_scales.add(row).read_unaligned();
-                }
+        row_scales(format, &a);
+    }
+}
+
+/// The factors of whole rows, where the format has them.
+///
+/// # Safety
+/// As [`LinearArgs`] says; the panel is of `format`.
+pub(super) unsafe fn row_scales(format: WeightFormat, a: &LinearArgs) {
+    if format.has_row_scale() {
+        for t in 0..a.tokens {
+            for row in 0..PANEL_ROWS {
+                // SAFETY: 16 outputs for each token, and as many factors.
+                unsafe { (*a.out.add(t))[row] *= a.row_scales.add(row).read_unaligned() };
             }
         }
     }

@@ -33,7 +33,8 @@ fn run(out: &mut Console) -> Result<()> {
             let (best, scores) = classify(&mut session, ids)?;
             let _ = out.write_str(model.face.label(best).unwrap_or("?"));
             for score in scores {
-                let _ = write!(out, " {:08x}", score.to_bits());
+                let _ = out.write_str(" ");
+                out.hex(score.to_bits().into(), 8);
             }
             let _ = out.write_str("\n");
         }

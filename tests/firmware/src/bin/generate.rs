@@ -30,7 +30,9 @@ fn run(out: &mut Console) -> Result<()> {
     // What `lora-run selftest` prints for the same file elsewhere.
     let golden = Golden::of(&model).ok_or(Error::new(ErrorKind::Invalid, "no golden result"))??;
     let digest = digest(&mut session, golden.ids())?;
-    let _ = writeln!(out, "\ndigest {digest:016x}");
+    let _ = out.write_str("\ndigest ");
+    out.hex(digest, 16);
+    let _ = out.write_str("\n");
     Ok(())
 }
 
