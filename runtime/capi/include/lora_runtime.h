@@ -1,4 +1,4 @@
-/* lora_runtime.h: runs .lpk models. C interface, version 0.
+/* lora_runtime.h: runs .lpk models. C interface, version 0. (Its declarations are generated: tests/header.rs.)
  *
  * Memory. Nothing is allocated but for files and threads: models, sessions and decoders live in memory that you give. A
  * model in memory must be 64-byte aligned, stay where it is and stay unchanged while it is used.
@@ -86,16 +86,16 @@ enum { LORA_KV_F32 = 0, LORA_KV_F16 = 1, LORA_KV_I8 = 2 }; /* element type of th
 
 typedef struct lora_info {
     uint32_t task;
-    uint32_t problem;       /* how label scores are read: 0 one label, 1 several, 2 values */
-    uint32_t vocab;         /* token ids are below */
+    uint32_t problem;     /* how label scores are read: 0 one label, 1 several, 2 values */
+    uint32_t vocab;       /* token ids are below */
     uint32_t max_positions;
     uint32_t hidden;
     uint32_t labels;
-    uint32_t token_types;   /* 0: the model has none */
+    uint32_t token_types; /* 0: the model has none */
     uint32_t kv;
-    uint32_t bos;           /* UINT32_MAX: none */
+    uint32_t bos;         /* UINT32_MAX: none */
     uint32_t eos_count;
-    uint32_t eos[8];        /* tokens that end a text */
+    uint32_t eos[8];      /* tokens that end a text */
     lora_text architecture;
     lora_text chat_template;
 } lora_info;
@@ -120,7 +120,10 @@ typedef struct lora_config {
     uint32_t sequences; /* sequences in one session */
     uint32_t kv;        /* LORA_KV_… */
     /* Room for adapters, filled in by lora_config_allow(); all 0 without. */
-    uint32_t adapters, adapter_rank, adapter_token_bytes, adapter_output_bytes;
+    uint32_t adapters;
+    uint32_t adapter_rank;
+    uint32_t adapter_token_bytes;
+    uint32_t adapter_output_bytes;
 } lora_config;
 
 /* One sequence of so many positions, at most step tokens at once where the model allows steps. */
@@ -151,14 +154,14 @@ typedef struct lora_segment { /* consecutive tokens of one sequence */
     uint32_t len;
 } lora_segment;
 
-struct lora_set; /* below: adapters */
+typedef struct lora_set lora_set; /* below: adapters */
 
 typedef struct lora_step { /* tokens of several sequences, one sequence after the other */
     const uint32_t *tokens;
     const uint32_t *types;        /* NULL: all zero */
     size_t count;
     const lora_segment *segments; /* how the tokens are cut into sequences: at most 64 */
-    const struct lora_set *sets;  /* NULL: all with what lora_session_select() chose; else a set for each segment */
+    const lora_set *sets;         /* NULL: all with what lora_session_select() chose; else a set for each segment */
     size_t segment_count;
     const uint32_t *outputs;      /* the rows of `tokens` whose results are wanted */
     size_t output_count;
@@ -227,10 +230,10 @@ lora_status lora_config_allow(lora_config *config, const lora_active *active, si
  * read: start the sequence anew, or LORA_MISMATCH. */
 lora_status lora_session_select(lora_session *session, const lora_active *active, size_t count, lora_error *error);
 
-typedef struct lora_set {
+struct lora_set {
     const lora_active *active;
     size_t count; /* 0: the base */
-} lora_set;
+};
 
 /* ---- text ---- */
 

@@ -6,7 +6,7 @@ use runtime::{Active, Adapter, Error, ErrorKind, Set};
 
 use crate::model::{CConfig, CModel, CText, Handle, config_of};
 use crate::session::CSession;
-use crate::status::{CError, Checked, checked, exclusive, list, put, reference, run};
+use crate::status::{CError, CStatus, Checked, checked, exclusive, list, put, reference, run};
 
 /// Bytes of a `lora_adapter`.
 const ADAPTER_BYTES: usize = 2048;
@@ -100,7 +100,7 @@ pub unsafe extern "C" fn lora_adapter_attach(
     bytes: *const c_void,
     len: usize,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     run(error, || {
         // SAFETY: as documented; 'static stands for "as long as the adapter is attached".
         let (model, bytes): (&Handle, &'static [u8]) =
@@ -126,7 +126,7 @@ pub unsafe extern "C" fn lora_adapter_attach_file(
     model: *const CModel,
     path: *const core::ffi::c_char,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     run(error, || {
         // SAFETY: as documented.
         let (model, (mapping, bytes)) = unsafe { (CModel::handle(model)?, crate::model::map_file(path)?) };
@@ -153,7 +153,7 @@ pub unsafe extern "C" fn lora_adapter_detach(adapter: *mut CAdapter) {
 /// # Safety
 /// `adapter`: null or attached. `name`: null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lora_adapter_name(adapter: *const CAdapter, name: *mut CText, error: *mut CError) -> i32 {
+pub unsafe extern "C" fn lora_adapter_name(adapter: *const CAdapter, name: *mut CText, error: *mut CError) -> CStatus {
     run(error, || {
         // SAFETY: as documented.
         unsafe { put(name, "name", CText::new(CAdapter::adapter(adapter)?.name())) }
@@ -171,7 +171,7 @@ pub unsafe extern "C" fn lora_adapter_acts_from(
     count: usize,
     from: *mut u32,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     run(error, || {
         // SAFETY: as documented.
         let (adapter, prompt) = unsafe { (CAdapter::adapter(adapter)?, list(tokens, count, "tokens")?) };
@@ -190,7 +190,7 @@ pub unsafe extern "C" fn lora_model_with_adapter(
     model: *const CModel,
     adapter: *const CAdapter,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     run(error, || {
         // SAFETY: as documented.
         let (model, adapter) = unsafe { (CModel::handle(model)?, CAdapter::adapter(adapter)?) };
@@ -209,7 +209,7 @@ pub unsafe extern "C" fn lora_config_allow(
     active: *const CActive,
     count: usize,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     run(error, || {
         // SAFETY: as documented.
         let (config, set) = unsafe { (exclusive(config, "config")?, set_of(active, count)?) };
@@ -230,7 +230,7 @@ pub unsafe extern "C" fn lora_session_select(
     active: *const CActive,
     count: usize,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     run(error, || {
         // SAFETY: as documented.
         let (session, set) = unsafe { (exclusive(session, "session")?, set_of(active, count)?) };

@@ -6,7 +6,7 @@ use runtime::kernels::KvType;
 use runtime::program::{AdapterNeeds, SessionConfig};
 use runtime::{Error, ErrorKind, Model};
 
-use crate::status::{CError, Checked, checked, exclusive, list, put, reference, run};
+use crate::status::{CError, CStatus, Checked, checked, list, put, reference, run};
 
 /// Bytes of a `lora_model`.
 const MODEL_BYTES: usize = 2048;
@@ -45,6 +45,19 @@ impl CModel {
         // SAFETY: an open model begins with a handle.
         unsafe { reference(this.cast::<Handle>(), "model") }
     }
+}
+
+/// Runs a function's body with a model.
+///
+/// # Safety
+/// `model`: null or open.
+pub unsafe fn with_model(
+    model: *const CModel,
+    error: *mut CError,
+    body: impl FnOnce(&Model<'static>) -> Checked,
+) -> CStatus {
+    // SAFETY: the caller's.
+    run(error, || body(&unsafe { CModel::handle(model) }?.model))
 }
 
 /// `lora_text` of the header.
@@ -150,7 +163,7 @@ pub unsafe extern "C" fn lora_model_open(
     bytes: *const c_void,
     len: usize,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     run(error, || {
         // SAFETY: as documented; 'static stands for "as long as the model is used".
         let bytes: &'static [u8] = unsafe { list(bytes.cast(), len, "bytes") }?;
@@ -188,7 +201,7 @@ pub unsafe fn map_file(path: *const c_char) -> Checked<(runtime::map::Mapping, &
 /// `model`: null or writable. `path`: null or a string that ends with a zero.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lora_model_open_file(model: *mut CModel, path: *const c_char, error: *mut CError) -> i32 {
+pub unsafe extern "C" fn lora_model_open_file(model: *mut CModel, path: *const c_char, error: *mut CError) -> CStatus {
     run(error, || {
         // SAFETY: as documented.
         let (mapping, bytes) = unsafe { map_file(path) }?;
@@ -215,10 +228,8 @@ pub unsafe extern "C" fn lora_model_close(model: *mut CModel) {
 /// # Safety
 /// `model`: null or open. `info`: null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lora_model_info(model: *const CModel, info: *mut CInfo, error: *mut CError) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let model = unsafe { CModel::handle(model) }?.model;
+pub unsafe extern "C" fn lora_model_info(model: *const CModel, info: *mut CInfo, error: *mut CError) -> CStatus {
+    let facts_of = |model: &Model<'static>| {
         let facts = model.file.info;
         let value = CInfo {
             task: facts.task,
@@ -237,7 +248,9 @@ pub unsafe extern "C" fn lora_model_info(model: *const CModel, info: *mut CInfo,
         };
         // SAFETY: as documented.
         unsafe { put(info, "info", value) }
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_model(model, error, facts_of) }
 }
 
 /// The name of a label; empty where the file names none.
@@ -250,13 +263,11 @@ pub unsafe extern "C" fn lora_model_label(
     label: u32,
     name: *mut CText,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let model = unsafe { CModel::handle(model) }?.model;
-        // SAFETY: as documented.
-        unsafe { put(name, "name", CText::new(model.face.label(label as usize).unwrap_or(""))) }
-    })
+) -> CStatus {
+    // SAFETY: as documented.
+    unsafe {
+        with_model(model, error, |model| put(name, "name", CText::new(model.face.label(label as usize).unwrap_or(""))))
+    }
 }
 
 /// What a session of one sequence needs.
@@ -270,12 +281,7 @@ pub unsafe extern "C" fn lora_config_init(
     step: u32,
     config: *mut CConfig,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let model = unsafe { CModel::handle(model) }?.model;
-        // SAFETY: as documented.
-        *unsafe { exclusive(config, "config") }? = model.config(positions, step).into();
-        Ok(())
-    })
+) -> CStatus {
+    // SAFETY: as documented.
+    unsafe { with_model(model, error, |model| put(config, "config", model.config(positions, step).into())) }
 }

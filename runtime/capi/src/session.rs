@@ -4,18 +4,18 @@ use core::ffi::{c_char, c_void};
 
 use runtime::format::EntryKind;
 use runtime::kernels::Kernels;
-use runtime::selftest::{Golden, digest};
+use runtime::selftest::{self, Golden};
 use runtime::session::workers::Inline;
 use runtime::tasks::{Ids, feed};
 use runtime::{Error, ErrorKind, Model, Segment, Session, Set, Step};
 
 use crate::adapter::CSet;
-use crate::model::{CConfig, CModel, Handle, config_of};
-use crate::status::{CError, Checked, checked, exclusive, list, put, reference, run, text};
+use crate::model::{CConfig, CModel, Handle, config_of, with_model};
+use crate::status::{CError, CStatus, Checked, checked, exclusive, list, put, reference, run, text};
 
 /// What lies at the start of a session's memory.
-pub struct Head {
-    pub session: Session<'static>,
+struct Head {
+    session: Session<'static>,
     /// What it was opened with.
     model: &'static Handle,
     #[cfg(feature = "std")]
@@ -39,15 +39,36 @@ impl CSession {
     pub const fn get(&mut self) -> &mut Session<'static> {
         &mut self.0.session
     }
+}
 
-    /// The session.
-    ///
-    /// # Safety
-    /// Null, or open and used by one thread at a time.
-    pub unsafe fn session<'a>(this: *mut Self) -> Checked<&'a mut Session<'static>> {
-        // SAFETY: the caller's.
-        Ok(&mut unsafe { exclusive(this, "session") }?.0.session)
-    }
+/// Runs a function's body with a session.
+///
+/// # Safety
+/// `session`: null, or open and used by one thread at a time.
+pub unsafe fn with_session(
+    session: *mut CSession,
+    error: *mut CError,
+    body: impl FnOnce(&mut Session<'static>) -> Checked,
+) -> CStatus {
+    // SAFETY: the caller's.
+    run(error, || body(unsafe { exclusive(session, "session") }?.get()))
+}
+
+/// Tokens of the caller, their types (null: all zero), and how many they are.
+pub type Given = (*const u32, *const u32, usize);
+
+/// Runs a function's body with a session and its input.
+///
+/// # Safety
+/// As [`with_session`]; `tokens`, `types`: null or `count` numbers.
+pub unsafe fn with_input(
+    session: *mut CSession,
+    input: Given,
+    error: *mut CError,
+    body: impl FnOnce(&mut Session<'static>, Ids<'_>) -> Checked,
+) -> CStatus {
+    // SAFETY: the caller's.
+    unsafe { with_session(session, error, |session| body(session, ids_of(input)?)) }
 }
 
 /// The entry of that number.
@@ -66,16 +87,18 @@ pub unsafe extern "C" fn lora_session_bytes(
     config: *const CConfig,
     bytes: *mut usize,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
+) -> CStatus {
+    let plan = |model: &Model<'static>| {
         // SAFETY: as documented.
-        let (model, config) = unsafe { (CModel::handle(model)?.model, reference(config, "config")?) };
-        let arena = model.plan(&config_of(config)?).arena_bytes;
+        let config = config_of(unsafe { reference(config, "config") }?)?;
+        let arena = model.plan(&config).arena_bytes;
         let too_large = Error::new(ErrorKind::Capacity, "session: larger than the address space").values(arena, 0);
         let all = usize::try_from(arena).ok().and_then(|a| a.checked_add(HEAD_BYTES)).ok_or(too_large)?;
         // SAFETY: as documented.
         unsafe { put(bytes, "bytes", all) }
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_model(model, error, plan) }
 }
 
 /// Opens a session.
@@ -92,7 +115,7 @@ pub unsafe extern "C" fn lora_session_open(
     bytes: usize,
     session: *mut *mut CSession,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     run(error, || {
         // SAFETY: as documented.
         let (handle, config) = unsafe { (CModel::handle(model)?, config_of(reference(config, "config")?)?) };
@@ -177,21 +200,18 @@ pub unsafe extern "C" fn lora_session_feed(
     count: usize,
     past: u32,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let session = unsafe { CSession::session(session) }?;
-        // SAFETY: as documented.
-        let ids = unsafe { ids_of(tokens, types, count) }?;
-        checked(feed(session, entry_of(entry)?, ids, past)).map(|_| ())
-    })
+) -> CStatus {
+    let body =
+        |session: &mut Session<'static>, ids: Ids<'_>| checked(feed(session, entry_of(entry)?, ids, past)).map(|_| ());
+    // SAFETY: as documented.
+    unsafe { with_input(session, (tokens, types, count), error, body) }
 }
 
 /// Tokens and, where there are any, their types.
 ///
 /// # Safety
 /// As [`list`]; null `types` are all zero.
-pub unsafe fn ids_of<'a>(tokens: *const u32, types: *const u32, count: usize) -> Checked<Ids<'a>> {
+unsafe fn ids_of<'a>((tokens, types, count): Given) -> Checked<Ids<'a>> {
     // SAFETY: the caller's.
     let tokens = unsafe { list(tokens, count, "tokens") }?;
     // SAFETY: the caller's.
@@ -235,15 +255,15 @@ pub unsafe extern "C" fn lora_session_run(
     entry: u32,
     step: *const CStep,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
+) -> CStatus {
+    let body = |session: &mut Session<'static>| {
         // SAFETY: as documented.
-        let (session, given) = unsafe { (CSession::session(session)?, reference(step, "step")?) };
+        let given = unsafe { reference(step, "step") }?;
         let entry = entry_of(entry)?;
         // SAFETY: as documented.
         let (ids, from, outputs) = unsafe {
             (
-                ids_of(given.tokens, given.types, given.count)?,
+                ids_of((given.tokens, given.types, given.count))?,
                 list(given.segments, given.segment_count, "step.segments")?,
                 list(given.outputs, given.output_count, "step.outputs")?,
             )
@@ -267,7 +287,9 @@ pub unsafe extern "C" fn lora_session_run(
             *to = unsafe { from.set() }?;
         }
         checked(session.run_with(entry, &step, sets))
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_session(session, error, body) }
 }
 
 /// `lora_rows` of the header.
@@ -290,10 +312,8 @@ pub unsafe extern "C" fn lora_session_output(
     name: *const c_char,
     rows: *mut CRows,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let session = unsafe { CSession::session(session) }?;
+) -> CStatus {
+    let body = |session: &mut Session<'static>| {
         // SAFETY: as documented: `reference` refuses null, and the string ends with a zero.
         let name = unsafe {
             reference(name, "name")?;
@@ -310,7 +330,9 @@ pub unsafe extern "C" fn lora_session_output(
         };
         // SAFETY: as documented.
         unsafe { put(rows, "rows", value) }
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_session(session, error, body) }
 }
 
 /// What [`lora_selftest`] needs.
@@ -323,34 +345,29 @@ pub unsafe extern "C" fn lora_config_selftest(
     step: u32,
     config: *mut CConfig,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let model = unsafe { CModel::handle(model) }?.model;
-        // SAFETY: as documented.
-        *unsafe { exclusive(config, "config") }? = golden(&model)?.config(&model, step).into();
-        Ok(())
-    })
+) -> CStatus {
+    // SAFETY: as documented.
+    unsafe { with_model(model, error, |model| put(config, "config", golden(model)?.config(model, step).into())) }
 }
 
 /// Whether this processor computes what the packer's computed.
 ///
 /// # Safety
-/// `session`: null or open. `digest_seen`: null or writable.
+/// `session`: null or open. `digest`: null or writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lora_selftest(session: *mut CSession, digest_seen: *mut u64, error: *mut CError) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let session = unsafe { CSession::session(session) }?;
+pub unsafe extern "C" fn lora_selftest(session: *mut CSession, digest: *mut u64, error: *mut CError) -> CStatus {
+    let body = |session: &mut Session<'static>| {
         let golden = golden(session.model())?;
-        let seen = checked(digest(session, golden.ids()))?;
+        let seen = checked(selftest::digest(session, golden.ids()))?;
         // SAFETY: as documented.
-        if let Some(place) = unsafe { digest_seen.as_mut() } {
+        if let Some(place) = unsafe { digest.as_mut() } {
             *place = seen;
         }
         let differs = Error::new(ErrorKind::Mismatch, "selftest: other bits than the packer's");
         if seen == golden.digest { Ok(()) } else { Err(differs.values(seen, golden.digest).into()) }
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_session(session, error, body) }
 }
 
 /// The file's golden result.

@@ -5,11 +5,14 @@ use core::fmt::Write;
 
 use runtime::{Error, ErrorKind, Result};
 
+/// `lora_status` of the header.
+pub type CStatus = i32;
+
 /// `lora_error` of the header.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct CError {
-    status: i32,
+    status: CStatus,
     reserved: i32,
     index: u64,
     found: u64,
@@ -19,12 +22,12 @@ pub struct CError {
 }
 
 /// Statuses that are not the runtime's.
-const NULL: i32 = 100;
+const NULL: CStatus = 100;
 #[cfg(feature = "std")]
-const INTERNAL: i32 = 101;
+const INTERNAL: CStatus = 101;
 
 /// The number of a class of errors; the header's `LORA_…`.
-fn status_of(kind: ErrorKind) -> i32 {
+fn status_of(kind: ErrorKind) -> CStatus {
     match kind {
         ErrorKind::NotLpk => 1,
         ErrorKind::TooNew => 2,
@@ -60,7 +63,7 @@ impl From<Error> for Refusal {
 pub type Checked<T = ()> = core::result::Result<T, Refusal>;
 
 /// Runs a function's body: tells `error` (which may be null) what was wrong and returns the status.
-pub fn run(error: *mut CError, body: impl FnOnce() -> Checked) -> i32 {
+pub fn run(error: *mut CError, body: impl FnOnce() -> Checked) -> CStatus {
     #[cfg(feature = "std")]
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
     #[cfg(not(feature = "std"))]

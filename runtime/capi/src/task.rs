@@ -4,11 +4,11 @@ use core::ffi::c_void;
 
 use runtime::format::EntryKind;
 use runtime::sampler::{Rng, Sampling, choose};
-use runtime::tasks::{Ending, classify, embed, generate, tag};
-use runtime::{Error, ErrorKind};
+use runtime::tasks::{Ending, Ids, classify, embed, generate, tag};
+use runtime::{Error, ErrorKind, Session};
 
-use crate::session::{CSession, ids_of};
-use crate::status::{CError, Checked, checked, exclusive, list_mut, put, run};
+use crate::session::{CSession, with_input, with_session};
+use crate::status::{CError, CStatus, Checked, checked, list_mut, put};
 
 /// `lora_sampling` of the header.
 #[derive(Clone, Copy)]
@@ -58,10 +58,10 @@ pub unsafe extern "C" fn lora_choose(
     seed: *mut u64,
     id: *mut u32,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
+) -> CStatus {
+    let body = |session: &mut Session<'static>| {
         // SAFETY: as documented.
-        let (session, sampling) = unsafe { (CSession::session(session)?, sampling_of(sampling)) };
+        let sampling = unsafe { sampling_of(sampling) };
         let kernels = session.kernels();
         let logits = checked(session.last_row_mut(EntryKind::Decode, "logits"))?;
         let bad = Error::new(ErrorKind::Invalid, "logits: not numbers; the weights are damaged");
@@ -69,10 +69,12 @@ pub unsafe extern "C" fn lora_choose(
         let chosen = unsafe { with_rng(seed, |rng| Ok(choose(kernels, logits, &sampling, rng).ok_or(bad)?)) }?;
         // SAFETY: as documented.
         unsafe { put(id, "id", chosen) }
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_session(session, error, body) }
 }
 
-/// Gets each new token; other than 0 ends the continuation.
+/// `lora_token_fn` of the header: gets each new token; other than 0 ends the continuation.
 type TokenFn = unsafe extern "C" fn(user: *mut c_void, id: u32) -> i32;
 
 /// Continues a prompt.
@@ -92,12 +94,10 @@ pub unsafe extern "C" fn lora_generate(
     user: *mut c_void,
     ending: *mut i32,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
+) -> CStatus {
+    let body = |session: &mut Session<'static>, ids: Ids<'_>| {
         // SAFETY: as documented.
-        let (session, sampling) = unsafe { (CSession::session(session)?, sampling_of(sampling)) };
-        // SAFETY: as documented.
-        let ids = unsafe { ids_of(tokens, core::ptr::null(), count) }?;
+        let sampling = unsafe { sampling_of(sampling) };
         // SAFETY: as documented.
         let call = |id| each.is_none_or(|each| unsafe { each(user, id) } == 0);
         // SAFETY: as documented.
@@ -113,7 +113,9 @@ pub unsafe extern "C" fn lora_generate(
         }
         // SAFETY: as documented.
         unsafe { put(ending, "ending", end) }
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_input(session, (tokens, core::ptr::null(), count), error, body) }
 }
 
 /// Classifies an input.
@@ -130,10 +132,8 @@ pub unsafe extern "C" fn lora_classify(
     scores: *mut *const f32,
     score_count: *mut usize,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let (session, ids) = unsafe { (CSession::session(session)?, ids_of(tokens, types, count)?) };
+) -> CStatus {
+    let body = |session: &mut Session<'static>, ids: Ids<'_>| {
         let (label, row) = checked(classify(session, ids))?;
         // SAFETY: as documented.
         unsafe {
@@ -141,7 +141,9 @@ pub unsafe extern "C" fn lora_classify(
             put(scores, "scores", row.as_ptr())?;
             put(score_count, "score_count", row.len())
         }
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_input(session, (tokens, types, count), error, body) }
 }
 
 /// Tags every token of an input.
@@ -158,15 +160,15 @@ pub unsafe extern "C" fn lora_tag(
     labels: *mut u32,
     probabilities: *mut f32,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let (session, ids) = unsafe { (CSession::session(session)?, ids_of(tokens, types, count)?) };
+) -> CStatus {
+    let body = |session: &mut Session<'static>, ids: Ids<'_>| {
         // SAFETY: as documented.
         let (labels, probabilities) =
             unsafe { (list_mut(labels, count, 0, "labels")?, list_mut(probabilities, count, 0.0, "probabilities")?) };
         checked(tag(session, ids, |i, label, p| (labels[i], probabilities[i]) = (label as u32, p)))
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_input(session, (tokens, types, count), error, body) }
 }
 
 /// Embeds an input.
@@ -182,15 +184,15 @@ pub unsafe extern "C" fn lora_embed(
     vector: *mut *const f32,
     width: *mut usize,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let (session, ids) = unsafe { (CSession::session(session)?, ids_of(tokens, types, count)?) };
+) -> CStatus {
+    let body = |session: &mut Session<'static>, ids: Ids<'_>| {
         let found = checked(embed(session, ids))?;
         // SAFETY: as documented.
         unsafe {
-            *exclusive(vector, "vector")? = found.as_ptr();
+            put(vector, "vector", found.as_ptr())?;
             put(width, "width", found.len())
         }
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_input(session, (tokens, types, count), error, body) }
 }

@@ -3,10 +3,10 @@
 use core::ffi::c_char;
 
 use runtime::tokenizer::{Decoder, EncodeOptions, Token};
-use runtime::{Error, ErrorKind};
+use runtime::{Error, ErrorKind, Model};
 
-use crate::model::CModel;
-use crate::status::{Bounded, CError, checked, exclusive, list_mut, put, run, text};
+use crate::model::{CModel, with_model};
+use crate::status::{Bounded, CError, CStatus, checked, exclusive, list_mut, put, run, text};
 
 /// `lora_token` of the header.
 #[derive(Clone, Copy, Default)]
@@ -33,12 +33,12 @@ const _: () = assert!(size_of::<Token>().is_multiple_of(4) && align_of::<Token>(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lora_encode_words(model: *const CModel, text_bytes: usize, capacity: usize) -> usize {
     let mut words = 0;
-    run(core::ptr::null_mut(), || {
-        // SAFETY: as documented.
-        let model = unsafe { CModel::handle(model) }?.model;
+    let body = |model: &Model<'static>| {
         words = checked(model.tokenizer())?.scratch_len(text_bytes) + TOKEN_WORDS * capacity;
         Ok(())
-    });
+    };
+    // SAFETY: as documented.
+    unsafe { with_model(model, core::ptr::null_mut(), body) };
     words
 }
 
@@ -61,10 +61,8 @@ pub unsafe extern "C" fn lora_encode(
     capacity: usize,
     count: *mut usize,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let model = unsafe { CModel::handle(model) }?.model;
+) -> CStatus {
+    let body = |model: &Model<'static>| {
         // SAFETY: as documented.
         let (input, count) = unsafe { (text(text_, len, "text")?, exclusive(count, "count")?) };
         *count = 0;
@@ -102,7 +100,9 @@ pub unsafe extern "C" fn lora_encode(
         }
         *count = n;
         Ok(())
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_model(model, error, body) }
 }
 
 /// Bytes of a `lora_decoder`.
@@ -123,14 +123,14 @@ pub unsafe extern "C" fn lora_decoder_init(
     model: *const CModel,
     skip_special: i32,
     error: *mut CError,
-) -> i32 {
-    run(error, || {
-        // SAFETY: as documented.
-        let model = unsafe { CModel::handle(model) }?.model;
+) -> CStatus {
+    let body = |model: &Model<'static>| {
         let value = checked(model.tokenizer())?.decoder(skip_special != 0);
         // SAFETY: as documented; it fits (asserted above).
         unsafe { put(decoder.cast::<Decoder<'static>>(), "decoder", value) }
-    })
+    };
+    // SAFETY: as documented.
+    unsafe { with_model(model, error, body) }
 }
 
 /// Takes the next token and writes the text that is now certain.
@@ -145,7 +145,7 @@ pub unsafe extern "C" fn lora_decoder_push(
     size: usize,
     len: *mut usize,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     // SAFETY: as documented.
     unsafe { step(decoder, Some(id), buffer, size, len, error) }
 }
@@ -161,7 +161,7 @@ pub unsafe extern "C" fn lora_decoder_finish(
     size: usize,
     len: *mut usize,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     // SAFETY: as documented.
     unsafe { step(decoder, None, buffer, size, len, error) }
 }
@@ -177,7 +177,7 @@ unsafe fn step(
     size: usize,
     len: *mut usize,
     error: *mut CError,
-) -> i32 {
+) -> CStatus {
     run(error, || {
         // SAFETY: as documented: a begun decoder holds the runtime's.
         let decoder = unsafe { exclusive(decoder.cast::<Decoder<'static>>(), "decoder") }?;

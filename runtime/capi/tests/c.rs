@@ -1,6 +1,5 @@
 //! The C interface as a C program sees it: compiled with the system's C compiler against the header and both libraries.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -160,27 +159,10 @@ fn the_installed_library_is_found() {
     }
 }
 
-/// The header declares what the sources export, no more and no less, and numbers the statuses as they do.
+/// The header numbers the statuses as the sources do. (`header.rs` holds its functions and structs equal to theirs.)
 #[test]
-fn the_header_is_complete() {
+fn the_header_numbers_statuses() {
     let header = std::fs::read_to_string(here().join("include/lora_runtime.h")).unwrap();
-    let words = |text: &str, marker: &str| -> BTreeSet<String> {
-        text.match_indices(marker)
-            .map(|(at, _)| &text[at..])
-            .map(|t| t.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect())
-            .collect()
-    };
-    let mut exported = BTreeSet::new();
-    for entry in std::fs::read_dir(here().join("src")).unwrap() {
-        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
-        let functions = text.split("extern \"C\" fn ").skip(1).filter(|t| t.starts_with("lora_"));
-        exported.extend(functions.flat_map(|t| words(&t[..60.min(t.len())], "lora_").into_iter().take(1)));
-    }
-    let code: String = header.split("/*").map(|part| part.split_once("*/").map_or(part, |(_, code)| code)).collect();
-    let declared: BTreeSet<String> =
-        words(&code, "lora_").into_iter().filter(|w| code.contains(&format!("{w}("))).collect();
-    assert!(exported.len() > 20);
-    assert_eq!(declared, exported);
     let status = std::fs::read_to_string(here().join("src/status.rs")).unwrap();
     for line in status.lines().filter(|l| l.trim().starts_with("ErrorKind::")) {
         let Some((kind, number)) = line.trim().trim_end_matches(',').split_once(" => ") else { continue };
