@@ -28,7 +28,10 @@ mod wide;
 
 pub use attend::{Attend, Bias, DistanceRows, STEP as ATTEND_STEP};
 pub use elementwise::Act;
+#[cfg(not(feature = "pack"))]
 pub(crate) use isa::scalar::f16_to_f32;
+#[cfg(feature = "pack")]
+pub use isa::scalar::{f16_to_f32, f32_to_f16};
 pub use kv::{KV_ALIGN, KV_BLOCK, KvLayout, KvType, kv_head_bytes};
 pub use level::Level;
 pub use linear::{ActRows, MAX_TOKENS, dequant_row};
@@ -38,6 +41,6 @@ pub use quantize_row::{QUANT_ROW_ALIGN, QuantRow, quant_row_bytes};
 pub use rotary::{RotaryStyle, rotary_angles};
 pub use table::Kernels;
 #[cfg(feature = "pack")]
-pub use trial::{Nearest, Weighed, half_unit, nearest_values, trials};
+pub use trial::{Nearest, Weighed, best_refit, half_unit, nearest_values, trials};
 #[cfg(feature = "pack")]
 pub use wide::{Wide, widest};

@@ -6,8 +6,8 @@
 //! c    = the grid's value nearest to it
 //! wc   = Σ h·w·c      cc = Σ h·c²
 //! ```
-//! The plain body is the definition; the one for AVX2 does the same operations in the same order. It is written by hand
-//! because a search is some thirty of these for 32 weights, and the compiler makes several times as many instructions of
+//! The plain body is the definition; those for AVX2 and AVX-512 do the same operations in the same order. They are written
+//! by hand because a search is some thirty of these for 32 weights, and the compiler makes several times as many instructions of
 //! the plain one. In a table of 16 values, the upper four bits of a half unit say in which of 16 cells it lies; a byte
 //! shuffle looks up what every cell begins with, and its borders.
 
@@ -114,8 +114,12 @@ impl Nearest {
 pub fn trials<const N: usize>(nearest: &Nearest, group: &Weighed, halves: &[f32; N]) -> [[f32; N]; 2] {
     let [mut wc, mut cc] = [[0.0; N]; 2];
     #[cfg(target_arch = "x86_64")]
-    if super::Level::Avx2.is_supported() {
+    if super::Level::Avx512.is_supported() {
         // SAFETY: the CPU has the level, and the level these instructions.
+        unsafe { avx512::trials(nearest, group, halves, &mut wc, &mut cc) };
+        return [wc, cc];
+    } else if super::Level::Avx2.is_supported() {
+        // SAFETY: as above.
         unsafe { avx2::trials(nearest, group, halves, &mut wc, &mut cc) };
         return [wc, cc];
     }
@@ -135,6 +139,28 @@ fn plain(nearest: &Nearest, group: &Weighed, halves: &[f32], wc: &mut [f32], cc:
     }
 }
 
+/// The refitted scale `wc/cc` of the trial that takes most off the error, which is `wc²/cc`: the first of equals; 0 where
+/// none takes anything.
+#[must_use]
+pub fn best_refit<const N: usize>(wc: &[f32; N], cc: &[f32; N]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if N.is_multiple_of(LANES) && super::Level::Avx2.is_supported() {
+        // SAFETY: the CPU has the level, and the level these instructions.
+        return unsafe { avx2::best_refit(wc, cc) };
+    }
+    plain_best_refit(wc, cc)
+}
+
+fn plain_best_refit(wc: &[f32], cc: &[f32]) -> f32 {
+    let mut best = (0.0, 0.0);
+    for (wc, cc) in wc.iter().zip(cc) {
+        let refit = wc / cc;
+        let gain = wc * refit;
+        best = if gain > best.0 { (gain, refit) } else { best };
+    }
+    best.1
+}
+
 /// The values nearest to weights, where `halves` brings those to half units.
 #[must_use]
 pub fn nearest_values(nearest: &Nearest, w: &[f32; GROUP], halves: f32) -> [i8; GROUP] {
@@ -152,137 +178,9 @@ fn across([a, b, c, d, e, f, g, h]: [f32; LANES]) -> f32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use core::arch::x86_64::*;
-
-    use super::{Border, Nearest, Weighed};
-    use crate::weights::GROUP;
-
-    /// See [`super::trials`].
-    #[target_feature(enable = "avx2")]
-    pub(super) fn trials(nearest: &Nearest, group: &Weighed, halves: &[f32], wc: &mut [f32], cc: &mut [f32]) {
-        let out = wc.iter_mut().zip(cc);
-        match nearest {
-            Nearest::Even(low, high) => {
-                for (by, (wc, cc)) in halves.iter().zip(out) {
-                    let c = half_units(&group.w, *by).map(|half| _mm256_cvtepi32_ps(evenly(half, *low, *high)));
-                    [*wc, *cc] = fit(group, c);
-                }
-            }
-            Nearest::Table { base, borders } => {
-                for (by, (wc, cc)) in halves.iter().zip(out) {
-                    let half = bytes(half_units(&group.w, *by));
-                    [*wc, *cc] = fit(group, floats(in_table(half, base, borders)));
-                }
-            }
-        }
-    }
-
-    /// See [`super::nearest_values`].
-    #[target_feature(enable = "avx2")]
-    pub(super) fn nearest_values(nearest: &Nearest, w: &[f32; GROUP], halves: f32) -> [i8; GROUP] {
-        let half = half_units(w, halves);
-        let values = match nearest {
-            Nearest::Even(low, high) => bytes(half.map(|half| evenly(half, *low, *high))),
-            Nearest::Table { base, borders } => in_table(bytes(half), base, borders),
-        };
-        let mut out = [0; GROUP];
-        // SAFETY: the array has the register's 32 bytes, and the store asks for no alignment.
-        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), values) };
-        out
-    }
-
-    /// The nearest whole numbers within bounds to 32-bit half units.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn evenly(half: __m256i, low: i8, high: i8) -> __m256i {
-        let c = _mm256_srai_epi32::<1>(_mm256_add_epi32(half, _mm256_set1_epi32(1)));
-        _mm256_min_epi32(_mm256_max_epi32(c, _mm256_set1_epi32(low.into())), _mm256_set1_epi32(high.into()))
-    }
-
-    /// The nearest values of a table to half units.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn in_table(half: __m256i, base: &[i8; 16], borders: &[Border]) -> __m256i {
-        let cell = _mm256_and_si256(_mm256_srli_epi16::<4>(half), _mm256_set1_epi8(15));
-        let mut c = _mm256_shuffle_epi8(twice(base), cell);
-        for border in borders {
-            let beyond = _mm256_cmpgt_epi8(half, _mm256_shuffle_epi8(twice(&border.last), cell));
-            c = _mm256_add_epi8(c, _mm256_and_si256(beyond, _mm256_shuffle_epi8(twice(&border.step), cell)));
-        }
-        c
-    }
-
-    /// A table for both halves of a register.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn twice(table: &[i8; 16]) -> __m256i {
-        // SAFETY: the array has 16 bytes, and the load asks for no alignment.
-        _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) })
-    }
-
-    /// Half units of the weights, as 32-bit integers.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn half_units(w: &[f32; GROUP], by: f32) -> [__m256i; 4] {
-        let by = _mm256_set1_ps(by);
-        registers(w).map(|w| {
-            let v = _mm256_sub_ps(_mm256_mul_ps(w, by), _mm256_set1_ps(0.5));
-            let v = _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(-128.0)), _mm256_set1_ps(127.0));
-            _mm256_cvtps_epi32(v)
-        })
-    }
-
-    /// `Σ h·w·c` and `Σ h·c²`.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn fit(group: &Weighed, c: [__m256; 4]) -> [f32; 2] {
-        let (mut wc, mut cc) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-        for ((c, h), hw) in c.into_iter().zip(registers(&group.h)).zip(registers(&group.hw)) {
-            wc = _mm256_add_ps(wc, _mm256_mul_ps(hw, c));
-            cc = _mm256_add_ps(cc, _mm256_mul_ps(_mm256_mul_ps(h, c), c));
-        }
-        [across(wc), across(cc)]
-    }
-
-    /// See [`super::across`].
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn across(v: __m256) -> f32 {
-        let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn registers(v: &[f32; GROUP]) -> [__m256; 4] {
-        let mut out = [_mm256_setzero_ps(); 4];
-        for (out, v) in out.iter_mut().zip(v.as_chunks::<8>().0) {
-            // SAFETY: a chunk has the register's 32 bytes, and the load asks for no alignment.
-            *out = unsafe { _mm256_loadu_ps(v.as_ptr()) };
-        }
-        out
-    }
-
-    /// Integers that fit a byte each, as bytes in their order.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn bytes([a, b, c, d]: [__m256i; 4]) -> __m256i {
-        // Packing works on halves of registers by themselves: fours of all inputs alternate.
-        let mixed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-        _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
-    }
-
-    /// 32 bytes as floats.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn floats(bytes: __m256i) -> [__m256; 4] {
-        let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
-        let upper = |v| _mm_unpackhi_epi64(v, v);
-        [low, upper(low), high, upper(high)].map(|v| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)))
-    }
-}
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 #[cfg(test)]
 mod tests {
@@ -325,17 +223,45 @@ mod tests {
                 let h: [f32; GROUP] = core::array::from_fn(|_| number().abs());
                 let hw = core::array::from_fn(|i| w[i] * h[i]);
                 let group = Weighed { w, h, hw };
-                let halves = [0.0, number() * 40.0, number() * 300.0, -64.0, 1e30, -3e38 * number().abs(), 0.25];
-                let [mut wc, mut cc] = [[0.0; 7]; 2];
+                let first = [0.0, number() * 40.0, number() * 300.0, -64.0, 1e30, -3e38 * number().abs(), 0.25];
+                // A full eight, and some more.
+                let halves: [f32; 11] = core::array::from_fn(|i| if i < 7 { first[i] } else { number() * 50.0 });
+                let [mut wc, mut cc] = [[0.0; 11]; 2];
                 plain(&nearest, &group, &halves, &mut wc, &mut cc);
-                let bits = |sums: [[f32; 7]; 2]| sums.map(|s| s.map(f32::to_bits));
+                let bits = |sums: [[f32; 11]; 2]| sums.map(|s| s.map(f32::to_bits));
                 assert_eq!(bits(trials(&nearest, &group, &halves)), bits([wc, cc]), "{nearest:?} round {round}");
+                #[cfg(target_arch = "x86_64")]
+                if crate::kernels::Level::Avx2.is_supported() {
+                    let [mut wide_wc, mut wide_cc] = [[0.0; 11]; 2];
+                    // SAFETY: the CPU has the level, and the level these instructions.
+                    unsafe { avx2::trials(&nearest, &group, &halves, &mut wide_wc, &mut wide_cc) };
+                    assert_eq!(bits([wide_wc, wide_cc]), bits([wc, cc]), "{nearest:?} round {round}, AVX2");
+                }
                 for by in halves {
                     let want = w.map(|w| nearest.value(half_unit(w * by)));
                     assert_eq!(nearest_values(&nearest, &w, by), want, "{nearest:?} by {by}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_first_of_the_best_is_chosen() {
+        let mut state = 7_u64;
+        for round in 0..2000 {
+            // Few values, so that there are ties, also of opposite signs; zeros make gains that are no number.
+            let mut number = |n: u64| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) % n
+            };
+            let wc: [f32; 24] = core::array::from_fn(|_| number(5) as f32 - 2.0);
+            let cc: [f32; 24] = core::array::from_fn(|_| number(4) as f32);
+            let cc = if round % 3 == 0 { cc.map(|c| c + 1.0) } else { cc };
+            assert_eq!(best_refit(&wc, &cc).to_bits(), plain_best_refit(&wc, &cc).to_bits(), "{wc:?} {cc:?}");
+        }
+        assert_eq!(best_refit(&[0.0; 16], &[0.0; 16]), 0.0);
+        assert_eq!(best_refit(&[f32::NAN; 8], &[1.0; 8]), 0.0);
+        assert_eq!(best_refit(&[2.0, -3.0, 3.0], &[1.0; 3]), -3.0);
     }
 
     #[test]

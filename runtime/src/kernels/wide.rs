@@ -1,7 +1,7 @@
 //! The packer's loops in the CPU's wide vectors.
 //!
-//! The same Rust is compiled twice, with the base instructions and with AVX2, and the compiler vectorises both. They give
-//! the same bits: fused arithmetic is not enabled, and the compiler does not change the order of float operations.
+//! The same Rust is compiled with the base instructions, with AVX2 and with AVX-512, and the compiler vectorises each. They
+//! give the same bits: fused arithmetic is not enabled, and the compiler does not change the order of float operations.
 
 /// Work on slices whose loops are worth wide vectors.
 ///
@@ -18,10 +18,19 @@ pub trait Wide {
 #[inline]
 pub fn widest<W: Wide>(work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
-    if super::Level::Avx2.is_supported() {
+    if super::Level::Avx512.is_supported() {
         // SAFETY: the CPU has the level, and the level these instructions.
+        return unsafe { avx512(work) };
+    } else if super::Level::Avx2.is_supported() {
+        // SAFETY: as above.
         return unsafe { avx2(work) };
     }
+    work.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn avx512<W: Wide>(work: W) -> W::Output {
     work.run()
 }
 

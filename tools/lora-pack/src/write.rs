@@ -267,7 +267,11 @@ impl LpkWriter {
                 file.seek(SeekFrom::Start(at - t.strings.text.len() as u64 + u64::from(offset)))?;
                 file.write_all(text.as_bytes())?;
             }
-            header.hash = hash_of(file.as_file_mut())?;
+            // Most of the bytes go to the disk while they are hashed.
+            let disk = file.as_file().try_clone().context("cannot sync the file to disk")?;
+            let (hash, synced) = rayon::join(|| hash_of(file.as_file_mut()), || disk.sync_data());
+            header.hash = hash?;
+            synced.context("cannot sync the file to disk")?;
             file.seek(SeekFrom::Start(0))?;
             file.write_all(bytemuck::bytes_of(&header))?;
             set_readable(file.as_file())?;

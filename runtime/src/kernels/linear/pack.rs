@@ -1,11 +1,15 @@
 //! Rows of weights into panels, and back.
 
+use core::array;
 use std::vec;
 use std::vec::Vec;
 
 use crate::kernels::isa::scalar::{f16_to_f32, f32_to_f16};
 use crate::kernels::wide::{Wide, widest};
-use crate::weights::{GROUP, PANEL_ROWS, WeightFormat};
+use crate::weights::{CodePlace, GROUP, PANEL_ROWS, WeightFormat};
+
+/// A one in every byte.
+const EACH: u64 = 0x0101_0101_0101_0101;
 
 /// Scales of the groups of [`QuantizedRows`], row by row, `⌈K / 32⌉` each.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,69 +114,7 @@ impl QuantizedRows {
         assert!(!format.is_float());
         assert_eq!(self.codes.len(), n * k);
         assert_eq!(self.row_scales.len(), if format.has_row_scale() { n } else { 0 });
-        let range = Self::code_range(format);
-        let (low, high) = (*range.start(), *range.end());
-        let (offset, planes) = (format.code_offset() as u8, format.plane_bits() != 0);
-        let groups = k.div_ceil(GROUP);
-        panel.fill(0);
-        for (row, g) in (0..PANEL_ROWS).flat_map(|row| (0..groups).map(move |g| (row, g))) {
-            let r = first_row + row;
-            let (codes_at, multipliers_at) = format.group_place(k, g);
-            let (group, multipliers) = (&mut panel[multipliers_at..], codes_at - multipliers_at);
-            let (multipliers, group) = group.split_at_mut(multipliers);
-            // Codes of rows and inputs that do not exist are 0: the linear formats' offset, the table's first entry.
-            // The row's multipliers, or the activations beyond K, are 0.
-            let mut codes = [0i8; GROUP];
-            if r < n {
-                let there = GROUP.min(k - g * GROUP);
-                codes[..there].copy_from_slice(&self.codes[r * k + g * GROUP..][..there]);
-            }
-            let inside = codes.iter().fold(true, |inside, code| inside & (low <= *code) & (*code <= high));
-            assert!(inside, "a code of row {r}, group {g} is out of range");
-            // The eight codes of a part of the group are neighbours in the panel, too (see `code_place`).
-            for (part, codes) in codes.as_chunks::<8>().0.iter().enumerate() {
-                let place = format.code_place(row, 8 * part);
-                let stored = codes.map(|code| (code as u8).wrapping_add(offset));
-                let bytes = &mut group[place.byte..place.byte + 8];
-                if format.code_bits() == 8 {
-                    bytes.copy_from_slice(&stored);
-                    continue;
-                }
-                for (byte, stored) in bytes.iter_mut().zip(stored) {
-                    *byte |= (stored & 15) << place.shift;
-                }
-                if planes {
-                    let bytes = &mut group[place.plane_byte..place.plane_byte + 8];
-                    for (byte, stored) in bytes.iter_mut().zip(stored) {
-                        *byte |= (stored >> 4) << place.plane_shift;
-                    }
-                }
-            }
-            if r >= n {
-                continue;
-            }
-            match &self.multipliers {
-                Multipliers::None => assert_eq!(format.multiplier_bytes(), 0),
-                Multipliers::Int(m) => {
-                    assert_eq!(format.multiplier_bytes(), 1);
-                    multipliers[row] = m[r * groups + g] as u8;
-                }
-                Multipliers::Half(m) => {
-                    assert_eq!(format.multiplier_bytes(), 2);
-                    multipliers[2 * row..2 * row + 2].copy_from_slice(&m[r * groups + g].to_le_bytes());
-                }
-                Multipliers::HalfAndMinimum(m) => {
-                    assert_eq!(format.multiplier_bytes(), 4);
-                    for (half, at) in m[r * groups + g].iter().zip([2 * row, 2 * (PANEL_ROWS + row)]) {
-                        multipliers[at..at + 2].copy_from_slice(&half.to_le_bytes());
-                    }
-                }
-            }
-        }
-        for (row, scale) in self.row_scales.iter().skip(first_row).take(PANEL_ROWS).enumerate() {
-            let at = format.row_scales_at(k) + 4 * row;
-            panel[at..at + 4].copy_from_slice(&scale.to_le_bytes());
-        }
+        widest(CodePanel { rows: self, first_row, panel });
     }
 
     /// All panels, one after the other.
@@ -242,6 +184,92 @@ impl QuantizedRows {
     }
 }
 
+/// The layout of [`QuantizedRows::pack_panel`].
+struct CodePanel<'a> {
+    rows: &'a QuantizedRows,
+    first_row: usize,
+    panel: &'a mut [u8],
+}
+
+impl Wide for CodePanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { rows, first_row, panel } = self;
+        let (format, k, n) = (rows.format, rows.k, rows.n());
+        let range = QuantizedRows::code_range(format);
+        let (low, high) = (*range.start(), *range.end());
+        let (offset, eights, planes) = (format.code_offset() as u8, format.code_bits() == 8, format.plane_bits() != 0);
+        let groups = k.div_ceil(GROUP);
+        panel.fill(0);
+        let places: [[CodePlace; 4]; PANEL_ROWS] =
+            array::from_fn(|row| array::from_fn(|part| format.code_place(row, 8 * part)));
+        for (g, (row, places)) in (0..groups).flat_map(|g| places.iter().enumerate().map(move |row| (g, row))) {
+            let r = first_row + row;
+            let (codes_at, multipliers_at) = format.group_place(k, g);
+            let (group, multipliers) = (&mut panel[multipliers_at..], codes_at - multipliers_at);
+            let (multipliers, group) = group.split_at_mut(multipliers);
+            // Codes of rows and inputs that do not exist are 0: the linear formats' offset, the table's first entry.
+            // The row's multipliers, or the activations beyond K, are 0.
+            let mut codes = [0i8; GROUP];
+            if r < n {
+                let there = &rows.codes[r * k + g * GROUP..][..GROUP.min(k - g * GROUP)];
+                match there.first_chunk() {
+                    Some(there) => codes = *there,
+                    None => codes[..there.len()].copy_from_slice(there),
+                }
+            }
+            let inside = codes.iter().fold(true, |inside, code| inside & (low <= *code) & (*code <= high));
+            assert!(inside, "a code of row {r}, group {g} is out of range");
+            // The eight codes of a part of the group are neighbours in the panel, too (see `code_place`).
+            for (place, codes) in places.iter().zip(codes.as_chunks::<8>().0) {
+                let stored = u64::from_le_bytes(codes.map(|code| (code as u8).wrapping_add(offset)));
+                if eights {
+                    join(group, place.byte, stored);
+                    continue;
+                }
+                join(group, place.byte, (stored & EACH * 15) << place.shift);
+                if planes {
+                    join(group, place.plane_byte, (stored >> 4 & EACH * 3) << place.plane_shift);
+                }
+            }
+            if r >= n {
+                continue;
+            }
+            match &rows.multipliers {
+                Multipliers::None => assert_eq!(format.multiplier_bytes(), 0),
+                Multipliers::Int(m) => {
+                    assert_eq!(format.multiplier_bytes(), 1);
+                    multipliers[row] = m[r * groups + g] as u8;
+                }
+                Multipliers::Half(m) => {
+                    assert_eq!(format.multiplier_bytes(), 2);
+                    multipliers[2 * row..2 * row + 2].copy_from_slice(&m[r * groups + g].to_le_bytes());
+                }
+                Multipliers::HalfAndMinimum(m) => {
+                    assert_eq!(format.multiplier_bytes(), 4);
+                    for (half, at) in m[r * groups + g].iter().zip([2 * row, 2 * (PANEL_ROWS + row)]) {
+                        multipliers[at..at + 2].copy_from_slice(&half.to_le_bytes());
+                    }
+                }
+            }
+        }
+        for (row, scale) in rows.row_scales.iter().skip(first_row).take(PANEL_ROWS).enumerate() {
+            let at = format.row_scales_at(k) + 4 * row;
+            panel[at..at + 4].copy_from_slice(&scale.to_le_bytes());
+        }
+    }
+}
+
+/// Sets eight bytes' bits beside those that are set already.
+#[inline]
+fn join(bytes: &mut [u8], at: usize, bits: u64) {
+    if let Some(bytes) = bytes[at..].first_chunk_mut::<8>() {
+        *bytes = (u64::from_le_bytes(*bytes) | bits).to_le_bytes();
+    }
+}
+
 /// Packs up to 16 rows of floats (row by row, K each) into one `f32` or `f16` panel; binary16 to nearest even.
 ///
 /// # Panics
@@ -272,26 +300,52 @@ impl Wide for FloatPanel<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { format, rows, k, panel } = self;
-        let n = rows.len() / k;
-        let single = format == WeightFormat::F32;
-        for i in 0..k {
-            let mut column = [0.0; PANEL_ROWS];
-            for (row, value) in column.iter_mut().enumerate().take(n) {
-                *value = rows[row * k + i];
-            }
-            if single {
-                let out = &mut panel[4 * PANEL_ROWS * i..][..4 * PANEL_ROWS];
-                for (out, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(column) {
-                    *out = value.to_le_bytes();
+        for from in (0..k).step_by(TILE) {
+            let width = TILE.min(k - from);
+            if format == WeightFormat::F32 {
+                let mut tile = [0u32; TILE * PANEL_ROWS];
+                for (row, tile) in rows.chunks_exact(k).zip(tile.as_chunks_mut::<TILE>().0) {
+                    for (out, v) in tile.iter_mut().zip(&row[from..from + width]) {
+                        *out = v.to_bits();
+                    }
+                }
+                let out = panel[4 * PANEL_ROWS * from..].as_chunks_mut::<4>().0;
+                for (out, v) in out[..PANEL_ROWS * width].iter_mut().zip(transposed(tile)) {
+                    *out = v.to_le_bytes();
                 }
             } else {
-                let out = &mut panel[2 * PANEL_ROWS * i..][..2 * PANEL_ROWS];
-                for (out, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(column) {
-                    *out = f32_to_f16(value).to_le_bytes();
+                let mut tile = [0u16; TILE * PANEL_ROWS];
+                for (row, tile) in rows.chunks_exact(k).zip(tile.as_chunks_mut::<TILE>().0) {
+                    for (out, v) in tile.iter_mut().zip(&row[from..from + width]) {
+                        *out = f32_to_f16(*v);
+                    }
+                }
+                let out = panel[2 * PANEL_ROWS * from..].as_chunks_mut::<2>().0;
+                for (out, v) in out[..PANEL_ROWS * width].iter_mut().zip(transposed(tile)) {
+                    *out = v.to_le_bytes();
                 }
             }
         }
     }
+}
+
+/// Inputs of a tile: as many as a panel has rows, so that it is square.
+const TILE: usize = PANEL_ROWS;
+const _: () = assert!(TILE == 16, "four halvings");
+
+/// The transpose of a square tile: to take the elements of its two halves in turn moves the number of an element by one
+/// bit in a circle; four times brings row and column, of four bits each, into each other's place.
+#[inline(always)]
+fn transposed<T: Copy + Default>(mut tile: [T; TILE * TILE]) -> [T; TILE * TILE] {
+    for _ in 0..4 {
+        let mut next = [T::default(); TILE * TILE];
+        let (low, high) = tile.split_at(TILE * TILE / 2);
+        for ((out, low), high) in next.as_chunks_mut::<2>().0.iter_mut().zip(low).zip(high) {
+            *out = [*low, *high];
+        }
+        tile = next;
+    }
+    tile
 }
 
 /// Packs an N × K weight of floats.

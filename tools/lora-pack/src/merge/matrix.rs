@@ -5,67 +5,105 @@
 //! of a rank-r product is below r/2 units in the last place of the sum of magnitudes, which for the ranks in use is
 //! far below the rounding of any stored weight. Norms accumulate in f64.
 
+use lora_runtime::kernels::{Wide, widest};
 use rayon::prelude::*;
 
 /// Rows that one task takes.
 const ROWS: usize = 64;
 /// The register tile: rows × columns of the result.
 const TILE_ROWS: usize = 4;
-const TILE_COLS: usize = 8;
+const TILE_COLS: usize = 16;
 
 /// `w += left · right`, where `w` has `cols` columns, `left` is rows × r and `right` is r × cols.
 ///
-/// A tile of 4 × 8 results stays in registers over all k, and the strip of `right` that it reads (r lines of 32 bytes)
-/// stays in the first cache for the 64 rows of a task, so `w` is read and written once.
+/// A tile of 4 × 16 results stays in registers over all k, and the strip of `right` that it reads (r lines of 64 bytes)
+/// is copied together and stays in the first cache for the 64 rows of a task, so `w` is read and written once.
 pub fn add_product(w: &mut [f32], cols: usize, left: &[f32], right: &[f32], r: usize) {
     if cols == 0 || r == 0 {
         return;
     }
     debug_assert_eq!(left.len() * cols, w.len() * r);
     debug_assert_eq!(right.len(), r * cols);
-    w.par_chunks_mut(ROWS * cols).zip(left.par_chunks(ROWS * r)).for_each(|(w, left)| {
-        for col in (0..cols).step_by(TILE_COLS) {
-            let width = TILE_COLS.min(cols - col);
-            for (w, left) in w.chunks_mut(TILE_ROWS * cols).zip(left.chunks(TILE_ROWS * r)) {
-                if width == TILE_COLS && left.len() == TILE_ROWS * r {
-                    full_tile(w, cols, col, left, right, r);
-                } else {
-                    part_tile(w, cols, col, width, left, right, r);
+    w.par_chunks_mut(ROWS * cols)
+        .zip(left.par_chunks(ROWS * r))
+        .for_each(|(w, left)| widest(AddProduct { w, cols, left, right, r }));
+}
+
+/// [`add_product`] to the rows of one task.
+struct AddProduct<'a> {
+    w: &'a mut [f32],
+    cols: usize,
+    left: &'a [f32],
+    right: &'a [f32],
+    r: usize,
+}
+
+impl Wide for AddProduct<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self { w, cols, left, right, r } = self;
+        // Of each tile its rows' factors side by side, with zeros for rows that do not exist.
+        let mut factors = vec![[0f32; TILE_ROWS]; left.len().div_ceil(TILE_ROWS * r) * r];
+        for (factors, left) in factors.chunks_exact_mut(r).zip(left.chunks(TILE_ROWS * r)) {
+            for (row, left) in left.chunks_exact(r).enumerate() {
+                for (factors, l) in factors.iter_mut().zip(left) {
+                    factors[row] = *l;
                 }
             }
         }
-    });
-}
-
-#[inline]
-fn full_tile(w: &mut [f32], cols: usize, col: usize, left: &[f32], right: &[f32], r: usize) {
-    let mut sum = [[0f32; TILE_COLS]; TILE_ROWS];
-    for k in 0..r {
-        let strip: &[f32; TILE_COLS] = right[k * cols + col..].first_chunk().unwrap_or(&[0.0; TILE_COLS]);
-        for (row, sum) in sum.iter_mut().enumerate() {
-            let l = left[row * r + k];
-            for (s, x) in sum.iter_mut().zip(strip) {
-                *s += l * x;
+        let mut strip = vec![[0f32; TILE_COLS]; r];
+        for col in (0..cols).step_by(TILE_COLS) {
+            let width = TILE_COLS.min(cols - col);
+            for (strip, right) in strip.iter_mut().zip(right.chunks_exact(cols)) {
+                match right[col..].first_chunk() {
+                    Some(right) => *strip = *right,
+                    None => strip[..width].copy_from_slice(&right[col..]),
+                }
+            }
+            for (w, factors) in w.chunks_mut(TILE_ROWS * cols).zip(factors.chunks_exact(r)) {
+                let sums = product(factors, &strip);
+                for (w, sum) in w.chunks_exact_mut(cols).zip(&sums) {
+                    let w = &mut w[col..col + width];
+                    let mut line = [0.0; TILE_COLS];
+                    match w.first_chunk() {
+                        Some(w) => line = *w,
+                        None => line[..width].copy_from_slice(w),
+                    }
+                    for (w, s) in line.iter_mut().zip(sum) {
+                        *w += s;
+                    }
+                    match w.first_chunk_mut() {
+                        Some(w) => *w = line,
+                        None => w.copy_from_slice(&line[..width]),
+                    }
+                }
             }
         }
     }
-    for (row, sum) in sum.iter().enumerate() {
-        for (w, s) in w[row * cols + col..].iter_mut().zip(sum) {
-            *w += s;
-        }
-    }
 }
 
-fn part_tile(w: &mut [f32], cols: usize, col: usize, width: usize, left: &[f32], right: &[f32], r: usize) {
-    for (w, left) in w.chunks_mut(cols).zip(left.chunks(r)) {
-        for (j, w) in w[col..col + width].iter_mut().enumerate() {
-            let mut sum = 0.0;
-            for (k, l) in left.iter().enumerate() {
-                sum += l * right[k * cols + col + j];
-            }
-            *w += sum;
-        }
+/// A tile of the product.
+#[inline(always)]
+fn product(factors: &[[f32; TILE_ROWS]], strip: &[[f32; TILE_COLS]]) -> [[f32; TILE_COLS]; TILE_ROWS] {
+    // A variable for each line: an array of them would be vectorised across its rows.
+    let [mut a, mut b, mut c, mut d] = [[0f32; TILE_COLS]; TILE_ROWS];
+    for (factors, strip) in factors.iter().zip(strip) {
+        a = line(a, factors[0], strip);
+        b = line(b, factors[1], strip);
+        c = line(c, factors[2], strip);
+        d = line(d, factors[3], strip);
     }
+    [a, b, c, d]
+}
+
+/// `sum + l · strip`
+#[inline(always)]
+fn line(mut sum: [f32; TILE_COLS], l: f32, strip: &[f32; TILE_COLS]) -> [f32; TILE_COLS] {
+    for (s, x) in sum.iter_mut().zip(strip) {
+        *s += l * x;
+    }
+    sum
 }
 
 /// The transpose of a rows × cols matrix.
@@ -117,14 +155,27 @@ pub fn scale_columns(m: &mut [f32], by: &[f32]) {
 
 /// The first element that is NaN or infinite.
 pub fn first_not_finite(m: &[f32]) -> Option<usize> {
-    const CHUNK: usize = 1 << 14;
-    // A sum of x·0 is NaN exactly when an element is not finite; the compiler vectorises it.
+    const CHUNK: usize = 1 << 17;
     m.par_chunks(CHUNK).enumerate().find_map_first(|(i, chunk)| {
-        if chunk.iter().map(|x| x * 0.0).sum::<f32>() == 0.0 {
+        if widest(AllFinite(chunk)) {
             return None;
         }
         chunk.iter().position(|x| !x.is_finite()).map(|at| i * CHUNK + at)
     })
+}
+
+struct AllFinite<'a>(&'a [f32]);
+
+impl Wide for AllFinite<'_> {
+    type Output = bool;
+    #[inline(always)]
+    fn run(self) -> bool {
+        let mut all = true;
+        for x in self.0 {
+            all &= x.is_finite();
+        }
+        all
+    }
 }
 
 #[cfg(test)]
@@ -157,7 +208,7 @@ mod tests {
     #[test]
     fn product_equals_its_definition_to_the_bit() {
         for rows in [0, 1, 3, 4, 5, 63, 64, 65, 130] {
-            for cols in [0, 1, 7, 8, 9, 40] {
+            for cols in [0, 1, 7, 15, 16, 17, 40] {
                 for r in [0, 1, 2, 5, 16] {
                     let (left, right) = (numbers(rows * r, 1), numbers(r * cols, 2));
                     let mut got = numbers(rows * cols, 3);

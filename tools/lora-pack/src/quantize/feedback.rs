@@ -11,6 +11,7 @@ use lora_runtime::kernels::{Multipliers, QuantizedRows, Wide, widest};
 use lora_runtime::weights::{GROUP, WeightFormat};
 use rayon::prelude::*;
 
+use super::lanes::padded;
 use super::nearest::half_scale;
 use super::{Grid, Group, Unrepresentable, check_range, empty, fit_group, fit_multiplier, row_scale};
 use crate::calibrate::Factor;
@@ -95,7 +96,7 @@ impl Steps for OnGrid<'_> {
 
     #[inline(always)]
     fn step(&mut self, g: usize, scale: f32, target: &[f32; GROUP], importance: &[f32]) -> f32 {
-        let group = Group::new(&target[..importance.len()], Some(importance));
+        let group = Group::new(&padded(&target[..importance.len()]), Some(importance));
         let (multiplier, _) = fit_multiplier(self.grid, &group, fit_group(self.grid, &group), scale);
         self.multipliers[g] = multiplier;
         f32::from(multiplier) * scale

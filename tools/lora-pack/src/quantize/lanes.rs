@@ -22,31 +22,72 @@ pub fn sum(terms: &[f32; GROUP]) -> f32 {
             *lane += term;
         }
     }
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + e) + (c + g)) + ((b + f) + (d + h))
+    across(lanes, |a, b| a + b)
 }
 
 /// The largest magnitude.
 #[inline(always)]
 pub fn largest(w: &[f32; GROUP]) -> f32 {
-    let [low, high] = extremes(w);
-    if high < -low { -low } else { high }
+    let mut lanes = [0f32; 8];
+    for chunk in w.as_chunks::<8>().0 {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, v.abs());
+        }
+    }
+    across(lanes, larger)
 }
 
 /// The smallest and the largest element.
 #[inline(always)]
 pub fn extremes(w: &[f32; GROUP]) -> [f32; 2] {
-    let (mut lows, mut highs) = ([w[0]; 8], [w[0]; 8]);
-    for chunk in w.as_chunks::<8>().0 {
+    let chunks = w.as_chunks::<8>().0;
+    let (mut lows, mut highs) = (chunks[0], chunks[0]);
+    for chunk in &chunks[1..] {
         for ((low, high), v) in lows.iter_mut().zip(&mut highs).zip(chunk) {
-            *low = if *v < *low { *v } else { *low };
-            *high = if *v > *high { *v } else { *high };
+            *low = smaller(*low, *v);
+            *high = larger(*high, *v);
         }
     }
-    let (mut low, mut high) = (lows[0], highs[0]);
-    for (l, h) in lows.into_iter().zip(highs) {
-        low = if l < low { l } else { low };
-        high = if h > high { h } else { high };
+    [across(lows, smaller), across(highs, larger)]
+}
+
+/// The smaller one, in the way of the vector instruction.
+#[inline(always)]
+pub fn smaller(a: f32, b: f32) -> f32 {
+    if b < a { b } else { a }
+}
+
+/// The larger one.
+#[inline(always)]
+pub fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// All lanes by `of`, halving them.
+#[inline(always)]
+pub fn across([a, b, c, d, e, f, g, h]: [f32; 8], of: impl Fn(f32, f32) -> f32) -> f32 {
+    let [a, b, c, d] = [of(a, e), of(b, f), of(c, g), of(d, h)];
+    of(of(a, c), of(b, d))
+}
+
+/// Up to 32 weights, with zeros after them.
+#[inline(always)]
+pub fn padded(w: &[f32]) -> [f32; GROUP] {
+    match w.first_chunk() {
+        Some(w) => *w,
+        None => {
+            let mut group = [0.0; GROUP];
+            group[..w.len()].copy_from_slice(w);
+            group
+        }
     }
-    [low, high]
+}
+
+/// As many of the codes of a group as there are places.
+#[inline(always)]
+pub fn store(all: &[i8; GROUP], codes: &mut [i8]) {
+    match codes.first_chunk_mut() {
+        Some(codes) => *codes = *all,
+        None => codes.copy_from_slice(&all[..codes.len()]),
+    }
 }

@@ -35,6 +35,9 @@ pub struct Unrepresentable {
     pub value: f32,
 }
 
+/// Rows that one task takes at least: rows that a caller's own tasks bring are not split further.
+const ROWS: usize = 64;
+
 /// Largest weight of `q8`: 127 times the largest binary16.
 const Q8_MAX: f32 = 127.0 * 65504.0;
 
@@ -65,7 +68,7 @@ pub fn quantize_rows(
     if k == 0 {
         return Ok(out);
     }
-    let rows = w.par_chunks_exact(k).zip(out.codes.par_chunks_exact_mut(k));
+    let rows = w.par_chunks_exact(k).with_min_len(ROWS).zip(out.codes.par_chunks_exact_mut(k));
     match &mut out.multipliers {
         Multipliers::Half(scales) => {
             let groups = k.div_ceil(GROUP);
@@ -91,17 +94,34 @@ pub fn quantize_rows(
 
 /// Refuses weights that `format` cannot hold.
 fn check_range(format: WeightFormat, w: &[f32], k: usize) -> Result<(), Unrepresentable> {
-    const CHUNK: usize = 1 << 12;
+    const CHUNK: usize = 1 << 17;
     let most = if format == WeightFormat::Q8 { Q8_MAX } else { f32::MAX };
-    let inside = |v: &f32| v.abs() <= most;
-    let chunk = w.par_chunks(CHUNK).position_first(|chunk| !chunk.iter().fold(true, |all, v| all & inside(v)));
+    let chunk = w.par_chunks(CHUNK).position_first(|w| !widest(Within { w, most }));
     let at = chunk.and_then(|chunk| {
         let first = chunk * CHUNK;
-        w[first..].iter().position(|v| !inside(v)).map(|i| first + i)
+        w[first..].iter().position(|v| !(v.abs() <= most)).map(|i| first + i)
     });
     match at {
         Some(i) => Err(Unrepresentable { format, row: i / k, column: i % k, value: w[i] }),
         None => Ok(()),
+    }
+}
+
+/// Whether no magnitude is larger than `most`, or NaN.
+struct Within<'a> {
+    w: &'a [f32],
+    most: f32,
+}
+
+impl Wide for Within<'_> {
+    type Output = bool;
+    #[inline(always)]
+    fn run(self) -> bool {
+        let mut all = true;
+        for v in self.w {
+            all &= v.abs() <= self.most;
+        }
+        all
     }
 }
 
@@ -167,8 +187,15 @@ impl Wide for Searched<'_> {
         let Self { grid, w, importance, codes, multipliers } = self;
         let mut groups = Vec::with_capacity(multipliers.len());
         let mut scales = Vec::with_capacity(multipliers.len());
-        for (g, w) in w.chunks(GROUP).enumerate() {
-            let group = Group::new(w, importance.map(|h| &h[g * GROUP..][..w.len()]));
+        let importance = |g: usize, len: usize| importance.map(|h| &h[g * GROUP..][..len]);
+        let (full, rest) = w.as_chunks::<GROUP>();
+        for (g, w) in full.iter().enumerate() {
+            let group = Group::new(w, importance(g, GROUP));
+            scales.push(fit_group(grid, &group));
+            groups.push(group);
+        }
+        if !rest.is_empty() {
+            let group = Group::new(&lanes::padded(rest), importance(full.len(), rest.len()));
             scales.push(fit_group(grid, &group));
             groups.push(group);
         }
@@ -177,7 +204,7 @@ impl Wide for Searched<'_> {
         {
             let (fitted, all) = fit_multiplier(grid, group, s, scale);
             *multiplier = fitted;
-            codes.copy_from_slice(&all[..codes.len()]);
+            lanes::store(&all, codes);
         }
         scale
     }

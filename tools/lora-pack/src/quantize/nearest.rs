@@ -1,25 +1,21 @@
 //! `q8` and `q8r`: to the nearest code.
 
 use half::f16;
+use lora_runtime::kernels::{f16_to_f32, f32_to_f16};
 use lora_runtime::weights::GROUP;
 
-use super::lanes::{ROUND, largest, limited};
+use super::lanes::{ROUND, across, larger, largest, limited, padded, smaller, store};
 
 /// `q8r`: the largest weight of the row on ±127. Gives the scale of the row.
 #[inline(always)]
 pub fn row_q8r(w: &[f32], codes: &mut [i8]) -> f32 {
     let mut most = 0f32;
     for group in w.chunks(GROUP) {
-        let mut padded = [0.0; GROUP];
-        padded[..group.len()].copy_from_slice(group);
-        let here = largest(&padded);
-        most = if here > most { here } else { most };
+        most = larger(most, largest(&padded(group)));
     }
     let scale = most / 127.0;
     for (w, codes) in w.chunks(GROUP).zip(codes.chunks_mut(GROUP)) {
-        let mut group = [0.0; GROUP];
-        group[..w.len()].copy_from_slice(w);
-        codes.copy_from_slice(&codes8(&group, scale)[..w.len()]);
+        store(&codes8(&padded(w), scale), codes);
     }
     scale
 }
@@ -28,12 +24,11 @@ pub fn row_q8r(w: &[f32], codes: &mut [i8]) -> f32 {
 #[inline(always)]
 pub fn row_q8(w: &[f32], codes: &mut [i8], scales: &mut [u16]) {
     for ((w, codes), out) in w.chunks(GROUP).zip(codes.chunks_mut(GROUP)).zip(scales) {
-        let mut group = [0.0; GROUP];
-        group[..w.len()].copy_from_slice(w);
+        let group = padded(w);
         let largest = largest(&group);
         let scale = exact_half_scale(&group, largest).unwrap_or_else(|| nearest_half_scale(largest));
         *out = scale.to_bits();
-        codes.copy_from_slice(&codes8(&group, scale.to_f32())[..w.len()]);
+        store(&codes8(&group, f16_to_f32(scale.to_bits())), codes);
     }
 }
 
@@ -98,8 +93,8 @@ fn exact_half_scale(w: &[f32; GROUP], largest: f32) -> Option<f16> {
         }
         for (off, code) in off.iter().zip(codes) {
             if *off < 1e-4 && *code > 0.0 {
-                let scale = f16::from_f32(largest / code);
-                if holds(w, scale.to_f32()) {
+                let scale = narrow(largest / code);
+                if holds(w, f16_to_f32(scale.to_bits())) {
                     return Some(scale);
                 }
             }
@@ -125,21 +120,22 @@ fn smallest(w: &[f32; GROUP], largest: f32) -> f32 {
     let mut lanes = [largest; 8];
     for chunk in w.as_chunks::<8>().0 {
         for (lane, v) in lanes.iter_mut().zip(chunk) {
-            let v = if *v == 0.0 { largest } else { v.abs() };
-            *lane = if v < *lane { v } else { *lane };
+            *lane = smaller(*lane, if *v == 0.0 { largest } else { v.abs() });
         }
     }
-    let mut least = largest;
-    for lane in lanes {
-        least = if lane < least { lane } else { least };
-    }
-    least
+    across(lanes, smaller)
 }
 
 /// The binary16 scale nearest to the one that puts the largest weight on ±127, or the next one up where rounding
 /// down would clip it (scales below 2⁻¹⁴ have few digits).
 #[inline(always)]
 fn nearest_half_scale(largest: f32) -> f16 {
-    let scale = f16::from_f32(largest / 127.0);
-    if largest < 127.5 * scale.to_f32() { scale } else { f16::from_bits(scale.to_bits() + 1) }
+    let scale = narrow(largest / 127.0);
+    if largest < 127.5 * f16_to_f32(scale.to_bits()) { scale } else { f16::from_bits(scale.to_bits() + 1) }
+}
+
+/// To the nearest binary16, by arithmetic that is compiled into the loop around it.
+#[inline(always)]
+fn narrow(v: f32) -> f16 {
+    f16::from_bits(f32_to_f16(v))
 }

@@ -8,7 +8,7 @@
 //! For grid values `c`, the best scale is `Σ h·w·c / Σ h·c²`, and the error that it leaves is
 //! `Σ h·w² − (Σ h·w·c)² / Σ h·c²`: two sums say how good a trial is ([`trials`]).
 
-use lora_runtime::kernels::{Weighed, trials};
+use lora_runtime::kernels::{Weighed, best_refit, trials};
 use lora_runtime::weights::GROUP;
 
 use super::Grid;
@@ -34,17 +34,13 @@ pub struct Group {
 }
 
 impl Group {
-    /// A group of up to 32 weights, padded with zeros. Without an importance, or where it is all zero, it comes
-    /// from the weights.
+    /// A group of weights and the importance of those that are no padding. Without one, or where it is all zero, it
+    /// comes from the weights.
     #[inline(always)]
     #[must_use]
-    pub fn new(w: &[f32], importance: Option<&[f32]>) -> Self {
-        let mut all = Weighed { w: [0.0; GROUP], h: [0.0; GROUP], hw: [0.0; GROUP] };
-        match w.first_chunk() {
-            Some(w) => all.w = *w,
-            None => all.w[..w.len()].copy_from_slice(w),
-        }
-        let [low, high] = extremes(&all.w);
+    pub fn new(w: &[f32; GROUP], importance: Option<&[f32]>) -> Self {
+        let mut all = Weighed { w: *w, h: [0.0; GROUP], hw: [0.0; GROUP] };
+        let [low, high] = extremes(w);
         let mut largest = if high < -low { low } else { high };
         let unit = power_of_two(largest);
         let inverse = 1.0 / unit;
@@ -94,17 +90,7 @@ pub fn fit_group(grid: &Grid, group: &Group) -> f32 {
         }
     }
     let [wc, cc] = trials(grid.nearest(), &group.all, &halves);
-    let [mut refits, mut gains] = [[0.0; TRIED]; 2];
-    for (((refit, gain), wc), cc) in refits.iter_mut().zip(&mut gains).zip(wc).zip(cc) {
-        *refit = wc / cc;
-        // What the refitted scale takes off the error.
-        *gain = wc * *refit;
-    }
-    let mut best = (0.0, 0.0);
-    for (gain, refit) in gains.into_iter().zip(refits) {
-        best = if gain > best.0 { (gain, refit) } else { best };
-    }
-    best.1 * group.unit
+    best_refit(&wc, &cc) * group.unit
 }
 
 /// What brings weights over `scale` to half units; 0 where that is no number.

@@ -1,6 +1,7 @@
 //! Element types of stored tensors, and widening them to f32.
 
-use half::{bf16, f16};
+use half::bf16;
+use lora_runtime::kernels::{Wide, f16_to_f32, f32_to_f16, widest};
 use rayon::prelude::*;
 
 use super::gguf::blocks;
@@ -107,14 +108,14 @@ impl Dtype {
     /// Rounds values to what the type can hold, to nearest even. Types wider than f32, and others, leave them.
     pub fn round(self, values: &mut [f32]) {
         if matches!(self, Dtype::F16 | Dtype::BF16) {
-            values.par_chunks_mut(1 << 14).for_each(|values| self.round_here(values));
+            values.par_chunks_mut(1 << 17).for_each(|values| self.round_here(values));
         }
     }
 
     /// [`Dtype::round`] on this thread alone.
     pub(crate) fn round_here(self, values: &mut [f32]) {
         match self {
-            Dtype::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            Dtype::F16 => values.iter_mut().for_each(|x| *x = f16_to_f32(f32_to_f16(*x))),
             Dtype::BF16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
             _ => {}
         }
@@ -126,13 +127,13 @@ impl Dtype {
         debug_assert_eq!(bytes.len() * self.block(), out.len() * self.size());
         match self {
             Dtype::F32 => convert(bytes, out, f32::from_le_bytes),
-            Dtype::F16 => convert(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => convert(bytes, out, |b| f16_to_f32(u16::from_le_bytes(b))),
             // The upper half of an f32.
             Dtype::BF16 => convert(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
             Dtype::F64 => convert(bytes, out, |b| f64::from_le_bytes(b) as f32),
             Dtype::F8E4M3 => convert(bytes, out, |[b]| f8e4m3(b)),
             // E5M2 is the upper half of an f16.
-            Dtype::F8E5M2 => convert(bytes, out, |[b]| f16::from_bits(u16::from(b) << 8).to_f32()),
+            Dtype::F8E5M2 => convert(bytes, out, |[b]| f16_to_f32(u16::from(b) << 8)),
             Dtype::Q4_0 => decode(bytes, out, blocks::q4_0),
             Dtype::Q4_1 => decode(bytes, out, blocks::q4_1),
             Dtype::Q5_0 => decode(bytes, out, blocks::q5_0),
@@ -151,12 +152,26 @@ impl Dtype {
 }
 
 fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], one: impl Fn([u8; N]) -> f32 + Sync) {
-    const CHUNK: usize = 1 << 16;
+    const CHUNK: usize = 1 << 17;
     out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).for_each(|(out, bytes)| {
-        for (o, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
-            *o = one(*b);
-        }
+        widest(Convert { bytes: bytes.as_chunks().0, out, one: &one });
     });
+}
+
+struct Convert<'a, const N: usize, F> {
+    bytes: &'a [[u8; N]],
+    out: &'a mut [f32],
+    one: &'a F,
+}
+
+impl<const N: usize, F: Fn([u8; N]) -> f32> Wide for Convert<'_, N, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        for (o, b) in self.out.iter_mut().zip(self.bytes) {
+            *o = (self.one)(*b);
+        }
+    }
 }
 
 /// Blocks of `N` bytes to `M` elements each.
