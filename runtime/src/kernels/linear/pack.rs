@@ -229,9 +229,9 @@ impl Wide for CodePanel<'_> {
                     join(group, place.byte, stored);
                     continue;
                 }
-                join(group, place.byte, (stored & EACH * 15) << place.shift);
+                join(group, place.byte, (stored & (15 * EACH)) << place.shift);
                 if planes {
-                    join(group, place.plane_byte, (stored >> 4 & EACH * 3) << place.plane_shift);
+                    join(group, place.plane_byte, ((stored >> 4) & (3 * EACH)) << place.plane_shift);
                 }
             }
             if r >= n {

@@ -96,7 +96,8 @@ impl Steps for OnGrid<'_> {
 
     #[inline(always)]
     fn step(&mut self, g: usize, scale: f32, target: &[f32; GROUP], importance: &[f32]) -> f32 {
-        let group = Group::new(&padded(&target[..importance.len()]), Some(importance));
+        let mut copy = [0.0; GROUP];
+        let group = Group::new(padded(&target[..importance.len()], &mut copy), Some(importance));
         let (multiplier, _) = fit_multiplier(self.grid, &group, fit_group(self.grid, &group), scale);
         self.multipliers[g] = multiplier;
         f32::from(multiplier) * scale

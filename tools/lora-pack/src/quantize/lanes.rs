@@ -70,24 +70,16 @@ pub fn across([a, b, c, d, e, f, g, h]: [f32; 8], of: impl Fn(f32, f32) -> f32) 
     of(of(a, c), of(b, d))
 }
 
-/// Up to 32 weights, with zeros after them.
+/// A group of up to 32 weights: itself where it is full, else a copy with zeros after it. (To copy full ones too costs
+/// more than some kernels that read them.)
 #[inline(always)]
-pub fn padded(w: &[f32]) -> [f32; GROUP] {
+pub fn padded<'a>(w: &'a [f32], copy: &'a mut [f32; GROUP]) -> &'a [f32; GROUP] {
     match w.first_chunk() {
-        Some(w) => *w,
+        Some(w) => w,
         None => {
-            let mut group = [0.0; GROUP];
-            group[..w.len()].copy_from_slice(w);
-            group
+            copy[..w.len()].copy_from_slice(w);
+            copy[w.len()..].fill(0.0);
+            copy
         }
-    }
-}
-
-/// As many of the codes of a group as there are places.
-#[inline(always)]
-pub fn store(all: &[i8; GROUP], codes: &mut [i8]) {
-    match codes.first_chunk_mut() {
-        Some(codes) => *codes = *all,
-        None => codes.copy_from_slice(&all[..codes.len()]),
     }
 }

@@ -14,6 +14,7 @@ mod search;
 
 pub use feedback::quantize_with_feedback;
 pub use grid::{Grid, Q4_TABLE};
+use lanes::padded;
 use nearest::{row_q8, row_q8r};
 pub use search::{Group, fit_group, fit_multiplier, row_scale};
 
@@ -187,15 +188,9 @@ impl Wide for Searched<'_> {
         let Self { grid, w, importance, codes, multipliers } = self;
         let mut groups = Vec::with_capacity(multipliers.len());
         let mut scales = Vec::with_capacity(multipliers.len());
-        let importance = |g: usize, len: usize| importance.map(|h| &h[g * GROUP..][..len]);
-        let (full, rest) = w.as_chunks::<GROUP>();
-        for (g, w) in full.iter().enumerate() {
-            let group = Group::new(w, importance(g, GROUP));
-            scales.push(fit_group(grid, &group));
-            groups.push(group);
-        }
-        if !rest.is_empty() {
-            let group = Group::new(&lanes::padded(rest), importance(full.len(), rest.len()));
+        let mut copy = [0.0; GROUP];
+        for (g, w) in w.chunks(GROUP).enumerate() {
+            let group = Group::new(padded(w, &mut copy), importance.map(|h| &h[g * GROUP..][..w.len()]));
             scales.push(fit_group(grid, &group));
             groups.push(group);
         }
@@ -204,7 +199,7 @@ impl Wide for Searched<'_> {
         {
             let (fitted, all) = fit_multiplier(grid, group, s, scale);
             *multiplier = fitted;
-            lanes::store(&all, codes);
+            codes.copy_from_slice(&all[..codes.len()]);
         }
         scale
     }

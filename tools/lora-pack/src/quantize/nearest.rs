@@ -4,18 +4,19 @@ use half::f16;
 use lora_runtime::kernels::{f16_to_f32, f32_to_f16};
 use lora_runtime::weights::GROUP;
 
-use super::lanes::{ROUND, across, larger, largest, limited, padded, smaller, store};
+use super::lanes::{ROUND, across, larger, largest, limited, padded, smaller};
 
 /// `q8r`: the largest weight of the row on ±127. Gives the scale of the row.
 #[inline(always)]
 pub fn row_q8r(w: &[f32], codes: &mut [i8]) -> f32 {
+    let mut copy = [0.0; GROUP];
     let mut most = 0f32;
-    for group in w.chunks(GROUP) {
-        most = larger(most, largest(&padded(group)));
+    for w in w.chunks(GROUP) {
+        most = larger(most, largest(padded(w, &mut copy)));
     }
     let scale = most / 127.0;
     for (w, codes) in w.chunks(GROUP).zip(codes.chunks_mut(GROUP)) {
-        store(&codes8(&padded(w), scale), codes);
+        codes8(padded(w, &mut copy), scale, codes);
     }
     scale
 }
@@ -23,26 +24,24 @@ pub fn row_q8r(w: &[f32], codes: &mut [i8]) -> f32 {
 /// `q8`: a binary16 scale for each group; exact where the group lies on a binary16 grid already. Gives their bits.
 #[inline(always)]
 pub fn row_q8(w: &[f32], codes: &mut [i8], scales: &mut [u16]) {
+    let mut copy = [0.0; GROUP];
     for ((w, codes), out) in w.chunks(GROUP).zip(codes.chunks_mut(GROUP)).zip(scales) {
-        let group = padded(w);
-        let largest = largest(&group);
-        let scale = exact_half_scale(&group, largest).unwrap_or_else(|| nearest_half_scale(largest));
+        let group = padded(w, &mut copy);
+        let largest = largest(group);
+        let scale = exact_half_scale(group, largest).unwrap_or_else(|| nearest_half_scale(largest));
         *out = scale.to_bits();
-        store(&codes8(&group, f16_to_f32(scale.to_bits())), codes);
+        codes8(group, f16_to_f32(scale.to_bits()), codes);
     }
 }
 
-/// v / scale to the nearest code −127…127; 0 where there is no scale.
+/// v / scale to the nearest code −127…127, as many as there are places; 0 where there is no scale.
 #[inline(always)]
-fn codes8(group: &[f32; GROUP], scale: f32) -> [i8; GROUP] {
-    let mut codes = [0; GROUP];
-    if scale != 0.0 {
-        for (code, v) in codes.iter_mut().zip(group) {
-            // The rounded integer stands in the low bits of the sum.
-            *code = (limited(v / scale, -127.0, 127.0) + ROUND).to_bits() as i8;
-        }
+fn codes8(group: &[f32; GROUP], scale: f32, codes: &mut [i8]) {
+    let scale = if scale == 0.0 { f32::INFINITY } else { scale };
+    for (code, v) in codes.iter_mut().zip(group) {
+        // The rounded integer stands in the low bits of the sum.
+        *code = (limited(v / scale, -127.0, 127.0) + ROUND).to_bits() as i8;
     }
-    codes
 }
 
 /// The codes that the largest weight of a group may have on a grid, 127 first; a 0 fills the last run up.
