@@ -100,7 +100,7 @@ fn check_range(format: WeightFormat, w: &[f32], k: usize) -> Result<(), Unrepres
     let chunk = w.par_chunks(CHUNK).position_first(|w| !widest(Within { w, most }));
     let at = chunk.and_then(|chunk| {
         let first = chunk * CHUNK;
-        w[first..].iter().position(|v| !(v.abs() <= most)).map(|i| first + i)
+        w[first..].iter().position(|v| v.is_nan() || v.abs() > most).map(|i| first + i)
     });
     match at {
         Some(i) => Err(Unrepresentable { format, row: i / k, column: i % k, value: w[i] }),
