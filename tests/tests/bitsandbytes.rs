@@ -139,6 +139,11 @@ fn doctor_says_how_the_weights_are_read() {
         let done = desk.succeed(&call).unwrap_or_else(|miss| panic!("{base}: {miss:?}"));
         assert!(done.stdout.contains(words), "{}", done.stdout);
     }
+    // What would be refused is not advised.
+    let (experts, adapter) = (data::committed().join("qwen3_moe_qk_norm"), "adapter");
+    let call = desk.pack("doctor").arg(experts.join(adapter)).arg("--base").arg(experts.join("base"));
+    let done = desk.succeed(&call).unwrap_or_else(|miss| panic!("experts: {miss:?}"));
+    assert!(done.stdout.contains("model.dequantize()") && !done.stdout.contains("--qlora-base"), "{}", done.stdout);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::adapter::Adapter;
 use super::config::Verdict;
-use super::{AdapterSpec, Level, MergeError, MergeOptions, Merged, Note, Purpose, elsewhere};
+use super::{AdapterSpec, Level, MergeError, MergeOptions, Merged, Note, Purpose, elsewhere, qlora};
 use crate::source::{BaseModel, quote};
 
 /// One adapted module.
@@ -144,9 +144,18 @@ fn fit(spec: &AdapterSpec, base: &BaseModel, options: &MergeOptions) -> Fit {
 /// What to know of a float base: a quantized one speaks for itself.
 fn weights(base: &BaseModel) -> Option<String> {
     let quantized = base.packed().is_some() || base.tensors().iter().any(|t| t.dtype.is_block());
-    let as_stored = "merged as stored; an adapter does not say whether its base was quantized while it was trained \
-                     (QLoRA): if so, --qlora-base dequantized merges over the weights that it saw";
-    (!quantized && base.quantization().is_none()).then(|| as_stored.to_owned())
+    if quantized || base.quantization().is_some() {
+        return None;
+    }
+    let way = match qlora::matrices(base) {
+        Ok(_) => "--qlora-base dequantized merges over the weights that it saw",
+        Err(_) => {
+            "let transformers dequantize the base that it saw (model.dequantize(), save_pretrained), and merge over that"
+        }
+    };
+    Some(format!(
+        "merged as stored; an adapter does not say whether its base was quantized while it was trained (QLoRA): if so, {way}"
+    ))
 }
 
 impl fmt::Display for Report {

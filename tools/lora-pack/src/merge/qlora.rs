@@ -12,29 +12,32 @@ use crate::source::{BaseModel, TensorView, quote};
 /// # Errors
 /// The base is quantized already, has experts, or has no linear layers.
 pub fn round_trip(base: &mut BaseModel, quantization: Quantization) -> Result<(), MergeError> {
-    let refused = |problem: String| Err(MergeError::Option { option: "--qlora-base", problem });
+    let names = matrices(base).map_err(|problem| MergeError::Option { option: "--qlora-base", problem })?;
+    base.round_trip(&names, quantization);
+    Ok(())
+}
+
+/// The matrices of a float base that would have been quantized, or why that cannot be said.
+pub(super) fn matrices(base: &BaseModel) -> Result<Vec<String>, String> {
     let all: Vec<TensorView<'_>> = base.tensors().iter().collect();
     if all.iter().any(|t| t.coded.is_some()) {
-        return refused(
-            "bitsandbytes quantized this base, and what it holds is dequantized: leave the option out".into(),
-        );
+        return Err("bitsandbytes quantized this base, and what it holds is dequantized: leave the option out".into());
     }
     if base.packed().is_some() || all.iter().any(|t| t.dtype.is_block()) {
-        return refused("this base is quantized already; give the float model that training quantized".into());
+        return Err("this base is quantized already; give the float model that training quantized".into());
     }
     if let Some(t) = all.iter().find(|t| t.shape.len() == 3 || t.name.contains(".experts.")) {
         let what = quote(t.name);
-        return refused(format!(
+        return Err(format!(
             "{what} belongs to experts, and which of them were quantized depends on the version of transformers; dequantize \
              the base there (model.dequantize(), save_pretrained) and give the result as --base"
         ));
     }
     let names: Vec<String> = all.iter().filter(|t| is_quantized(base, t)).map(|t| t.name.to_owned()).collect();
     if names.is_empty() {
-        return refused("the base has no linear layers that would have been quantized".into());
+        return Err("the base has no linear layers that would have been quantized".into());
     }
-    base.round_trip(&names, quantization);
-    Ok(())
+    Ok(names)
 }
 
 /// Whether transformers has bitsandbytes quantize it: linear layers, but not the head, and of T5 not the output of its
