@@ -128,32 +128,32 @@ tables! {
     integers {
         /// Quantizes a row of activations.
         quantize_row: fn(args: QuantizeArgs) = quantize_row::body;
-        /// A panel of `q8` weights.
-        linear_q8: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q8>;
-        /// A panel of `q8r` weights.
-        linear_q8r: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q8R>;
-        /// A panel of `q4` weights.
-        linear_q4: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q4>;
-        /// A panel of `q4l` weights.
-        linear_q4l: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q4L>;
-        /// A panel of `q5` weights.
-        linear_q5: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q5>;
-        /// A panel of `q6` weights.
-        linear_q6: fn(args: LinearArgs) = linear::int_panel::<_, linear::Q6>;
-        /// A panel of `i4` weights.
-        linear_i4: fn(args: LinearArgs) = linear::int_panel::<_, linear::I4>;
-        /// A panel of `i4m` weights.
-        linear_i4m: fn(args: LinearArgs) = linear::int_panel::<_, linear::I4M>;
-        /// A panel of `i5` weights.
-        linear_i5: fn(args: LinearArgs) = linear::int_panel::<_, linear::I5>;
-        /// A panel of `i5m` weights.
-        linear_i5m: fn(args: LinearArgs) = linear::int_panel::<_, linear::I5M>;
+        /// Panels of `q8` weights.
+        linear_q8: fn(args: LinearArgs) = linear::int_panels::<_, linear::Q8>;
+        /// Panels of `q8r` weights.
+        linear_q8r: fn(args: LinearArgs) = linear::int_panels::<_, linear::Q8R>;
+        /// Panels of `q4` weights.
+        linear_q4: fn(args: LinearArgs) = linear::int_panels::<_, linear::Q4>;
+        /// Panels of `q4l` weights.
+        linear_q4l: fn(args: LinearArgs) = linear::int_panels::<_, linear::Q4L>;
+        /// Panels of `q5` weights.
+        linear_q5: fn(args: LinearArgs) = linear::int_panels::<_, linear::Q5>;
+        /// Panels of `q6` weights.
+        linear_q6: fn(args: LinearArgs) = linear::int_panels::<_, linear::Q6>;
+        /// Panels of `i4` weights.
+        linear_i4: fn(args: LinearArgs) = linear::int_panels::<_, linear::I4>;
+        /// Panels of `i4m` weights.
+        linear_i4m: fn(args: LinearArgs) = linear::int_panels::<_, linear::I4M>;
+        /// Panels of `i5` weights.
+        linear_i5: fn(args: LinearArgs) = linear::int_panels::<_, linear::I5>;
+        /// Panels of `i5m` weights.
+        linear_i5m: fn(args: LinearArgs) = linear::int_panels::<_, linear::I5M>;
     }
     floats {
-        /// A panel of f32 weights.
-        linear_f32: fn(args: LinearArgs) = linear::float_panel::<_, linear::Single>;
-        /// A panel of f16 weights.
-        linear_f16: fn(args: LinearArgs) = linear::float_panel::<_, linear::Half>;
+        /// Panels of f32 weights.
+        linear_f32: fn(args: LinearArgs) = linear::float_panels::<_, linear::Single>;
+        /// Panels of f16 weights.
+        linear_f16: fn(args: LinearArgs) = linear::float_panels::<_, linear::Half>;
         /// Adds products of thin panels of f32.
         add_thin_f32: fn(args: ThinArgs) = linear::add_thin::<_, linear::Single>;
         /// Adds products of thin panels of f16.

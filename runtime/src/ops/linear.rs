@@ -12,7 +12,7 @@ use crate::format::record::{NONE, Operand};
 use crate::format::view::Tensor;
 use crate::kernels::Act;
 use crate::kernels::Kernels;
-use crate::kernels::{ActRows, MAX_TOKENS};
+use crate::kernels::{ActRows, MAX_SHARING_PANELS, MAX_TOKENS};
 use crate::session::arena::{ColsMut, Rows};
 use crate::session::workers::Workers;
 use crate::weights::{PANEL_ROWS, WeightFormat};
@@ -120,25 +120,30 @@ impl Job<'_, '_> {
         }
     }
 
-    /// Several rows: a panel at a time.
+    /// Several rows: as many panels at a time as the level's kernels share something over.
     fn several_rows(&self, mut out: ColsMut<'_>) {
         let panel_bytes = self.format.panel_bytes(self.cols);
         let panels = out.width().div_ceil(PANEL_ROWS);
         let rows = self.rows.clone();
-        let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
+        let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS * MAX_SHARING_PANELS];
         for block in rows.clone().step_by(TOKEN_BLOCK) {
-            for p in 0..panels {
+            for p in (0..panels).step_by(self.kernels.sharing_panels()) {
                 let index = out.first_block + p;
-                let panel = &self.data[index * panel_bytes..][..panel_bytes];
+                let count = self.kernels.sharing_panels().min(panels - p);
+                let data = &self.data[index * panel_bytes..][..count * panel_bytes];
                 for first in (block..rows.end.min(block + TOKEN_BLOCK)).step_by(MAX_TOKENS) {
                     let t = MAX_TOKENS.min(rows.end - first).min(block + TOKEN_BLOCK - first);
                     let x = ActRows::new(self.x.span(first, t), self.x.stride());
-                    self.kernels.linear_panel(self.format, self.codebook, panel, self.cols, x, &mut tile[..t]);
-                    if let Some((update, values)) = &self.update {
-                        update.update(self.kernels, values, index..index + 1, first, &mut tile[..t]);
-                    }
-                    for (i, sums) in tile[..t].iter().enumerate() {
-                        self.epilogue(sums, index, first + i, &mut out.row(first + i)[p * PANEL_ROWS..]);
+                    let tile = &mut tile[..count * t];
+                    self.kernels.linear_panels(self.format, self.codebook, data, self.cols, x, t, tile);
+                    for (p, sums) in (p..).zip(tile.chunks_exact_mut(t)) {
+                        let index = out.first_block + p;
+                        if let Some((update, values)) = &self.update {
+                            update.update(self.kernels, values, index..index + 1, first, sums);
+                        }
+                        for (i, sums) in (first..).zip(sums.iter()) {
+                            self.epilogue(sums, index, i, &mut out.row(i)[p * PANEL_ROWS..]);
+                        }
                     }
                 }
             }

@@ -3,7 +3,7 @@
 //! are signed, and `sdot` takes its second operand from any lane.
 //!
 //! ```text
-//! one token                                          T tokens (16, 8, 4 or 2)
+//! one token                                          T tokens (8, 4 or 2)
 //! for each group:                                    for each strip of 4 rows:
 //!     x = 4 × 8 inputs, each twice                       for each group:
 //!     for each strip of 4 rows:                              w = the strip's codes, unpacked      8 registers
@@ -12,14 +12,17 @@
 //!                                                                acc[token] += scaled sum         T registers
 //! ```
 //! Sums stay in registers, since a vector store takes a slot or two of the pipes that multiply. The unpacking of a
-//! group is shared by T tokens. [`Dot`] runs several strips or tokens side by side.
+//! group is shared by T tokens. [`Dot`] runs several strips or tokens side by side. What `sdot` and `smmla` do most has tiles
+//! of its own: [`tiles`].
+
+mod tiles;
 
 use core::arch::aarch64::*;
 
 use super::codes::Codes;
 use super::groups::{Place, each_group};
 use super::{IntPanel, LinearArgs};
-use crate::kernels::isa::arm::{Dot, Factors, Quad, Rows, Start, settle, settle_sum};
+use crate::kernels::isa::arm::{Dot, Mull, Quad, Rows, Start, keep_in_register, settle, settle_addresses, settle_sum};
 use crate::kernels::isa::{Bytes, Isa};
 use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
 
@@ -27,30 +30,15 @@ use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
 const ROWS: usize = 4;
 const STRIPS: usize = PANEL_ROWS / ROWS;
 
-impl<D: Dot> IntPanel for Quad<D> {
+impl IntPanel for Quad<Mull> {
     #[inline(always)]
     unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
-        // SAFETY: passed on; tiles lie within the tokens.
+        // SAFETY: passed on; the tokens are there.
         unsafe {
-            let codes = Signed::<D, C>::new(self, a.codebook);
-            let mut t = 0;
-            if Signed::<D, C>::TILE == 16 && a.tokens == 16 {
-                codes.tokens::<16>(a, t);
-                t = 16;
-            }
-            while t + 8 <= a.tokens {
-                codes.tokens::<8>(a, t);
-                t += 8;
-            }
-            if a.tokens - t >= 4 {
-                codes.tokens::<4>(a, t);
-                t += 4;
-            }
-            if a.tokens - t >= 2 {
-                codes.tokens::<2>(a, t);
-                t += 2;
-            }
-            if a.tokens - t == 1 {
+            let codes = Signed::<Mull, C>::new(self, a.codebook);
+            let t = codes.eights_and_four(a, 0);
+            let t = codes.two(a, t);
+            if t < a.tokens {
                 codes.token(a, t);
             }
         }
@@ -112,8 +100,6 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         C::MAX
     };
     const MAX: i32 = if Self::OFFSET == 0 { Self::MAX_STORED } else { Self::OFFSET };
-    /// Most tokens that share an unpacking.
-    const TILE: usize = if Self::INTEGERS { D::TILE } else { 8 };
     /// What sums start from.
     const BIAS: i32 = if Self::INTEGERS { D::BIAS } else { 0 };
 
@@ -124,6 +110,46 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         // SAFETY: as the caller vouches.
         let table = unsafe { vsubq_u8(isa.table(codebook), vdupq_n_u8(64)) };
         Self { isa, table, format: core::marker::PhantomData }
+    }
+
+    /// The same, with a table of its own for a loop.
+    #[inline(always)]
+    fn anew(&self) -> Self {
+        if Self::HAS_TABLE { Self { table: keep_in_register(self.table), ..*self } } else { Self { ..*self } }
+    }
+
+    /// From token `t` on those that fill tiles of eight, or one of four; returns the next token.
+    ///
+    /// # Safety
+    /// As [`LinearArgs`] says; the panel is of `C`'s format.
+    #[inline(always)]
+    unsafe fn eights_and_four(&self, a: LinearArgs, mut t: usize) -> usize {
+        // SAFETY: passed on; tiles lie within the tokens.
+        unsafe {
+            while t + 8 <= a.tokens {
+                self.tokens::<8>(a, t);
+                t += 8;
+            }
+            if a.tokens - t >= 4 {
+                self.tokens::<4>(a, t);
+                t += 4;
+            }
+        }
+        t
+    }
+
+    /// As [`Self::eights_and_four`], a tile of two.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn two(&self, a: LinearArgs, t: usize) -> usize {
+        if a.tokens - t < 2 {
+            return t;
+        }
+        // SAFETY: passed on; the tile lies within the tokens.
+        unsafe { self.tokens::<2>(a, t) };
+        t + 2
     }
 
     /// The strip's codes.
@@ -143,6 +169,28 @@ impl<D: Dot, C: Codes> Signed<D, C> {
             let b = C::unpack(self.isa, self.table, codes.wrapping_add(32), planes.wrapping_add(32), half);
             (signed(a), signed(b))
         }
+    }
+
+    /// The strip's codes in the order that [`Dot::group`] wants, offset included.
+    ///
+    /// # Safety
+    /// `place` is a group of a panel.
+    #[inline(always)]
+    unsafe fn arranged(&self, place: Place, strip: usize) -> [int8x16_t; 8] {
+        let isa = self.isa;
+        if C::FORMAT.code_bits() == 4 {
+            let at = place.codes.wrapping_add(strip / 2 * (C::FORMAT.code_bytes() / 2) + strip % 2 * 16);
+            // SAFETY: the strip's registers lie within the group's lines.
+            let load = |offset| unsafe { isa.load_b(at.wrapping_add(offset)) };
+            if let Some([p, q, r, s]) = D::arrange_nibbles([load(0), load(LINE)], [load(32), load(LINE + 32)]) {
+                let code = |w| if Self::HAS_TABLE { isa.lookup(self.table, w) } else { w };
+                let (a, b) = ([p, q, r, s].map(|w| code(isa.lo(w))), [p, q, r, s].map(|w| code(isa.hi(w))));
+                let (a, b) = (signed(a), signed(b));
+                return [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]];
+            }
+        }
+        // SAFETY: as the caller vouches.
+        D::arrange(unsafe { self.unpack(place, strip) })
     }
 
     /// The strip's scales.
@@ -182,11 +230,10 @@ impl<D: Dot, C: Codes> Signed<D, C> {
     /// As [`LinearArgs`] says; the panel is of `C`'s format.
     #[inline(always)]
     unsafe fn token(&self, a: LinearArgs, t: usize) {
-        let isa = self.isa;
+        let (this, isa) = (self.anew(), self.isa);
         let groups = a.k.div_ceil(GROUP);
         let row = a.x.wrapping_add(t * a.stride).cast::<i8>();
         let mut acc = [isa.splat(0.0); STRIPS];
-        let bias = Start::constant(Self::BIAS);
         each_group::<_, C>(
             isa,
             a,
@@ -201,42 +248,31 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                         isa.splat8(codes.add(16)),
                         isa.splat8(codes.add(24)),
                     ]);
+                    let x = D::hold_inputs(x);
                     let input = Input::load(codes, groups, place.g);
-                    if C::FORMAT.code_bits() == 4
-                        && let Some(sums) = self.nibbles(place.codes, x, &bias)
-                    {
-                        let offset = isa.splat_i(Self::OFFSET * input.sum);
-                        let mut s = 0;
-                        while s < STRIPS {
-                            let sum = if Self::OFFSET == 0 { sums[s] } else { isa.sub_i(sums[s], offset) };
-                            acc[s] = isa.add(acc[s], self.scaled(sum, self.scales(place, s), input));
-                            s += 1;
-                        }
-                        return;
-                    }
                     let start = if Self::OFFSET == 0 {
                         Start::constant(Self::BIAS)
                     } else {
                         Start::new(Self::BIAS - Self::OFFSET * input.sum)
                     };
                     // Scaling all at once hides latencies, scaling half at once saves registers.
-                    let [mut p, mut q] = self.strips(place, 0, x, start);
+                    let [mut p, mut q] = this.strips(place, 0, x, start);
                     if D::TOGETHER < 4 {
                         settle_sum(&mut p);
                         settle_sum(&mut q);
                     } else {
-                        acc[0] = isa.add(acc[0], self.scaled(p, self.scales(place, 0), input));
-                        acc[1] = isa.add(acc[1], self.scaled(q, self.scales(place, 1), input));
+                        acc[0] = isa.add(acc[0], this.scaled(p, this.scales(place, 0), input));
+                        acc[1] = isa.add(acc[1], this.scaled(q, this.scales(place, 1), input));
                         settle(&mut acc[0]);
                         settle(&mut acc[1]);
                     }
-                    let [r, s] = self.strips(place, 2, x, start);
+                    let [r, s] = this.strips(place, 2, x, start);
                     if D::TOGETHER < 4 {
-                        acc[0] = isa.add(acc[0], self.scaled(p, self.scales(place, 0), input));
-                        acc[1] = isa.add(acc[1], self.scaled(q, self.scales(place, 1), input));
+                        acc[0] = isa.add(acc[0], this.scaled(p, this.scales(place, 0), input));
+                        acc[1] = isa.add(acc[1], this.scaled(q, this.scales(place, 1), input));
                     }
-                    acc[2] = isa.add(acc[2], self.scaled(r, self.scales(place, 2), input));
-                    acc[3] = isa.add(acc[3], self.scaled(s, self.scales(place, 3), input));
+                    acc[2] = isa.add(acc[2], this.scaled(r, this.scales(place, 2), input));
+                    acc[3] = isa.add(acc[3], this.scaled(s, this.scales(place, 3), input));
                 }
             },
         );
@@ -245,22 +281,6 @@ impl<D: Dot, C: Codes> Signed<D, C> {
             // SAFETY: the panel has 16 row scales, the output the token.
             unsafe { self.finish(a, t, s, acc[s]) };
             s += 1;
-        }
-    }
-
-    /// [`Dot::nibbles`] of the format.
-    ///
-    /// # Safety
-    /// As there.
-    #[inline(always)]
-    unsafe fn nibbles(&self, codes: *const u8, x: [int8x16_t; 4], start: &Start) -> Option<[int32x4_t; STRIPS]> {
-        // SAFETY: passed on.
-        unsafe {
-            if Self::HAS_TABLE {
-                D::nibbles::<true>(codes, self.table, x, start)
-            } else {
-                D::nibbles::<false>(codes, self.table, x, start)
-            }
         }
     }
 
@@ -283,9 +303,8 @@ impl<D: Dot, C: Codes> Signed<D, C> {
     unsafe fn tokens<const T: usize>(&self, a: LinearArgs, t: usize) {
         let mut s = 0;
         while s < STRIPS {
+            let this = self.anew();
             let mut acc = [self.isa.splat(0.0); T];
-            let zero = self.isa.splat(0.0);
-            let mut factors = Factors { m: zero, least: zero, start: Start::constant(Self::BIAS).whole };
             each_group::<_, C>(
                 self.isa,
                 a,
@@ -293,18 +312,10 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                 |place| {
                     // SAFETY: the group is one of the rows' and of the panel's.
                     unsafe {
-                        let (wa, wb) = self.unpack(place, s);
-                        let w = D::arrange::<T>(self.centred(wa), self.centred(wb));
+                        let w = D::hold::<T>(this.centred(this.arranged(place, s)));
                         let scales = self.scales(place, s);
                         // One pointer that goes from token to token: the compiler would keep two for each.
                         let x = opaque(a.x.add(t * a.stride + place.g * GROUP)).cast();
-                        if Self::INTEGERS && T > 2 {
-                            factors.m = scales.multipliers;
-                            factors.least = scales.least;
-                            let scale = a.k.div_ceil(GROUP) * GROUP - place.g * (GROUP - 4);
-                            D::add(&mut acc, Self::MAX, w, &factors, x, a.stride, scale);
-                            return;
-                        }
                         let strip = Strip { w, scales, g: place.g };
                         if T == 2 {
                             self.batch::<T, 2>(a, &strip, x, &mut acc, 0);
@@ -348,6 +359,7 @@ impl<D: Dot, C: Codes> Signed<D, C> {
             x[i] = x[i - 1].wrapping_add(a.stride);
             i += 1;
         }
+        settle_addresses(&mut x);
         let start = Start::constant(Self::BIAS);
         let mut sums = [start.whole; M];
         // SAFETY: the rows have the group.
@@ -380,15 +392,12 @@ impl<D: Dot, C: Codes> Signed<D, C> {
 
     /// Takes the offset out.
     #[inline(always)]
-    fn centred(&self, w: [int8x16_t; 4]) -> [int8x16_t; 4] {
+    fn centred(&self, w: [int8x16_t; 8]) -> [int8x16_t; 8] {
         if Self::OFFSET == 0 {
             return w;
         }
         // SAFETY: base instructions.
-        unsafe {
-            let offset = vdupq_n_s8(Self::OFFSET as i8);
-            [vsubq_s8(w[0], offset), vsubq_s8(w[1], offset), vsubq_s8(w[2], offset), vsubq_s8(w[3], offset)]
-        }
+        w.map(|w| unsafe { vsubq_s8(w, vdupq_n_s8(Self::OFFSET as i8)) })
     }
 
     /// Writes a strip of a token.

@@ -21,12 +21,18 @@ pub(super) struct Place {
 
 /// Calls `f` with every group of a panel, in order.
 #[inline(always)]
-pub(super) fn each_group<I: Isa, C: Codes>(isa: I, a: LinearArgs, mut f: impl FnMut(Place)) {
-    let groups = a.k.div_ceil(GROUP);
-    let mut at = a.panel;
-    let mut g = 0;
-    while g < groups {
-        let end = if groups - g < BLOCK { groups } else { g + BLOCK };
+pub(super) fn each_group<I: Isa, C: Codes>(isa: I, a: LinearArgs, f: impl FnMut(Place)) {
+    groups_of::<I, C>(isa, a, 0, a.k.div_ceil(GROUP), f);
+}
+
+/// Calls `f` with the groups `first..last` of a panel, in order; `first` is a multiple of [`BLOCK`], and so is `last`, or it is
+/// the end.
+#[inline(always)]
+pub(super) fn groups_of<I: Isa, C: Codes>(isa: I, a: LinearArgs, first: usize, last: usize, mut f: impl FnMut(Place)) {
+    let mut at = a.panel.wrapping_add(first / BLOCK * C::FORMAT.block_bytes());
+    let mut g = first;
+    while g < last {
+        let end = if last - g < BLOCK { last } else { g + BLOCK };
         let mut multipliers = at;
         at = at.wrapping_add(C::FORMAT.multiplier_area(end - g));
         while g < end {

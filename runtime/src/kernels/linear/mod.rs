@@ -42,6 +42,7 @@ use crate::kernels::isa::Isa;
 #[cfg(all(target_arch = "arm", feature = "dsp"))]
 use crate::kernels::isa::cortex_m::Dsp;
 use crate::kernels::isa::scalar::{Lanes, Plain};
+use crate::kernels::level::Level;
 use crate::kernels::quantize_row::quant_row_used;
 use crate::kernels::table::Kernels;
 use crate::weights::{PANEL_ROWS, WeightFormat};
@@ -52,10 +53,13 @@ pub use pack::{Multipliers, QuantizedRows, pack_float, pack_float_panel};
 
 use codes::Codes;
 pub(super) use codes::{I4, I4M, I5, I5M, Q4, Q4L, Q5, Q6, Q8, Q8R};
-pub(super) use float::{Half, Single, add_thin, panel as float_panel};
+pub(super) use float::{Half, Single, add_thin};
 
 /// Most tokens that one call of [`Kernels::linear_panel`] takes.
 pub const MAX_TOKENS: usize = 16;
+
+/// Most panels that [`Kernels::sharing_panels`] tells.
+pub const MAX_SHARING_PANELS: usize = 4;
 
 /// Rows of activations: quantized rows for quantized weights, f32 rows (little-endian, as on every supported CPU)
 /// for float weights.
@@ -94,14 +98,17 @@ impl<'a> ActRows<'a> {
 
 /// Operands of the linear entries.
 ///
-/// - `panel` is valid for reading a whole panel of the format and `k` (of a float format, `k` inputs without padding), `row_scales` points to its row scales (or its
-///   end, if the format has none), `codebook` is valid for reading 16 bytes.
+/// - `panel` is valid for reading `panels` panels of the format and `k` (of a float format, `k` inputs without padding) that
+///   follow each other `panel_bytes` apart, `row_scales` points to the first one's row scales (or its end, if the format has
+///   none), `codebook` is valid for reading 16 bytes.
 /// - Row `t < tokens` at `x + t·stride` is valid for reading a quantized row's used part (or `k` f32).
-/// - `out` holds `tokens` rows of zeros; `1 <= tokens <= MAX_TOKENS`.
+/// - `out` holds `tokens` rows of zeros for each panel; `1 <= tokens <= MAX_TOKENS`.
 /// - No pointer needs alignment.
 #[derive(Clone, Copy)]
 pub(super) struct LinearArgs {
     panel: *const u8,
+    panels: usize,
+    panel_bytes: usize,
     row_scales: *const f32,
     codebook: *const u8,
     k: usize,
@@ -128,11 +135,52 @@ pub(super) struct ThinArgs {
     out: *mut [f32; PANEL_ROWS],
 }
 
+impl LinearArgs {
+    /// Panel number `i` alone.
+    #[inline(always)]
+    fn panel(self, i: usize) -> Self {
+        let bytes = i * self.panel_bytes;
+        Self {
+            panel: self.panel.wrapping_add(bytes),
+            panels: 1,
+            row_scales: self.row_scales.wrapping_byte_add(bytes),
+            out: self.out.wrapping_add(i * self.tokens),
+            ..self
+        }
+    }
+    /// Calls `f` with each panel.
+    #[inline(always)]
+    fn each_panel(self, mut f: impl FnMut(Self)) {
+        let mut i = 0;
+        while i < self.panels {
+            f(self.panel(i));
+            i += 1;
+        }
+    }
+}
+
 /// The body of a level's integer entries.
 pub(super) trait IntPanel: Isa {
+    /// A panel.
+    ///
     /// # Safety
     /// As [`LinearArgs`] says; the panel is of `C`'s format.
     unsafe fn int_panel<C: Codes>(self, a: LinearArgs);
+
+    /// All panels, for levels where they share something.
+    ///
+    /// # Safety
+    /// As [`LinearArgs`] says; the panels are of `C`'s format.
+    #[inline(always)]
+    unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
+        a.each_panel(
+            #[inline(always)]
+            |a| {
+                // SAFETY: passed on.
+                unsafe { self.int_panel::<C>(a) }
+            },
+        );
+    }
 }
 
 impl<const L: usize> IntPanel for Lanes<L, Plain> {
@@ -184,14 +232,43 @@ mod general {
 /// The body of the integer linear entries.
 ///
 /// # Safety
-/// As [`LinearArgs`] says; the panel is of `C`'s format.
+/// As [`LinearArgs`] says; the panels are of `C`'s format.
 #[inline(always)]
-pub(super) unsafe fn int_panel<I: IntPanel, C: Codes>(isa: I, a: LinearArgs) {
+pub(super) unsafe fn int_panels<I: IntPanel, C: Codes>(isa: I, a: LinearArgs) {
     // SAFETY: passed on.
-    unsafe { isa.int_panel::<C>(a) }
+    unsafe { isa.int_panels::<C>(a) }
+}
+
+/// The body of the float linear entries.
+///
+/// # Safety
+/// As [`LinearArgs`] says; the panels are of `W`'s format.
+#[inline(always)]
+pub(super) unsafe fn float_panels<I: Isa, W: float::Stored>(isa: I, a: LinearArgs) {
+    // Without inputs the zeros stay; writing them would be a call.
+    if a.k == 0 {
+        return;
+    }
+    a.each_panel(
+        #[inline(always)]
+        |a| {
+            // SAFETY: passed on.
+            unsafe { float::panel::<I, W>(isa, a) }
+        },
+    );
 }
 
 impl Kernels {
+    /// How many panels a call for several tokens should have: more than one where levels bring activations into an order
+    /// of their own first.
+    #[must_use]
+    pub fn sharing_panels(&self) -> usize {
+        match self.level() {
+            Level::Dotprod | Level::I8mm => MAX_SHARING_PANELS,
+            _ => 1,
+        }
+    }
+
     /// Multiplies one panel by `out.len()` rows of activations (1…[`MAX_TOKENS`]): `out[t][r]` is row `r` of the panel
     /// times row `t` of `x`, row scale included.
     ///
@@ -252,21 +329,21 @@ impl Kernels {
             WeightFormat::I5M => self.linear_i5m,
         };
         out.fill([0.0; PANEL_ROWS]);
-        for (i, out) in out.chunks_exact_mut(tokens).enumerate() {
-            let panel = &panels[i * bytes..][..bytes];
-            let args = LinearArgs {
-                panel: panel.as_ptr(),
-                row_scales: panel[bytes - format.row_scale_bytes()..].as_ptr().cast(),
-                codebook: codebook.as_ptr(),
-                k,
-                x: x.bytes.as_ptr(),
-                stride: x.stride,
-                tokens,
-                out: out.as_mut_ptr(),
-            };
-            // SAFETY: the assertions above are the entry's conditions.
-            unsafe { entry(args) }
-        }
+        let Some(first) = panels.get(..bytes) else { return };
+        let args = LinearArgs {
+            panel: panels.as_ptr(),
+            panels: out.len() / tokens,
+            panel_bytes: bytes,
+            row_scales: first[bytes - format.row_scale_bytes()..].as_ptr().cast(),
+            codebook: codebook.as_ptr(),
+            k,
+            x: x.bytes.as_ptr(),
+            stride: x.stride,
+            tokens,
+            out: out.as_mut_ptr(),
+        };
+        // SAFETY: the assertions above are the entry's conditions.
+        unsafe { entry(args) }
     }
 
     /// Multiplies thin panels of `k` inputs (a float format without padding) that follow each other by `tokens` rows of

@@ -9,7 +9,8 @@ use crate::kernels::{QuantRow, quant_row_bytes, reference};
 use crate::weights::GROUP;
 
 const CODEBOOK: [u8; 16] = [0, 13, 23, 31, 39, 46, 52, 59, 64, 71, 78, 85, 92, 100, 109, 127];
-const KS: [usize; 9] = [0, 1, 31, 32, 33, 64, 96, 576, 1536];
+/// The last is more than levels that prepare activations do in one run.
+const KS: [usize; 10] = [0, 1, 31, 32, 33, 64, 96, 576, 1536, 4200];
 
 struct Random(u64);
 
@@ -140,7 +141,7 @@ fn quantized_equals_the_reference_on_every_level() {
                 let mut rows = vec![0u8; stride * MAX_TOKENS];
                 for (t, out) in rows.chunks_mut(stride.max(1)).enumerate() {
                     let x = activations(k, fill, t, &mut random);
-                    Kernels::for_level(crate::kernels::Level::Scalar).unwrap().quantize_row(&x, &mut out[..row]);
+                    Kernels::for_level(Level::Scalar).unwrap().quantize_row(&x, &mut out[..row]);
                 }
                 let want: Vec<[f32; 16]> = (0..MAX_TOKENS)
                     .map(|t| {
@@ -253,14 +254,14 @@ fn thin_panels_add_the_reference_on_every_level() {
 fn several_panels_are_each_what_it_is_alone() {
     let mut random = Random(0x5151);
     for format in WeightFormat::ALL {
-        let (n, k) = (48, 96);
+        let (n, k) = (48, 610);
         let panels = if format.is_float() {
             let w: Vec<f32> = (0..n * k).map(|_| random.float()).collect();
             pack_float(format, &w, n, k)
         } else {
             weights(format, k, n, Fill::Random, &mut random).pack()
         };
-        for tokens in [1, 3, 16] {
+        for tokens in [1, 3, 13, 16] {
             let row = if format.is_float() { 4 * k } else { quant_row_bytes(k) };
             let mut rows = vec![0u8; row * tokens];
             for (t, out) in rows.chunks_mut(row).enumerate() {
@@ -272,12 +273,14 @@ fn several_panels_are_each_what_it_is_alone() {
                 }
             }
             let x = ActRows::new(&rows, row);
-            let mut together = vec![[1f32; 16]; n / 16 * tokens];
-            Kernels::best().linear_panels(format, &CODEBOOK, &panels, k, x, tokens, &mut together);
-            let mut alone = vec![[0f32; 16]; tokens];
-            for (panel, together) in panels.chunks(format.panel_bytes(k)).zip(together.chunks(tokens)) {
-                Kernels::best().linear_panel(format, &CODEBOOK, panel, k, x, &mut alone);
-                assert_eq!(together, &alone[..], "{format:?}, {tokens} tokens");
+            for kernels in Kernels::supported() {
+                let mut together = vec![[1f32; 16]; n / 16 * tokens];
+                kernels.linear_panels(format, &CODEBOOK, &panels, k, x, tokens, &mut together);
+                let mut alone = vec![[0f32; 16]; tokens];
+                for (panel, together) in panels.chunks(format.panel_bytes(k)).zip(together.chunks(tokens)) {
+                    kernels.linear_panel(format, &CODEBOOK, panel, k, x, &mut alone);
+                    assert_eq!(together, &alone[..], "{kernels:?}, {format:?}, {tokens} tokens");
+                }
             }
         }
     }

@@ -3,8 +3,6 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use super::{nibbles, tokens};
-
 /// The dot products of a level with 128-bit registers. Codes are signed here; none is further from 0 than `max` ≤ 128,
 /// no `x` further than 127. `START` says whether there is a number to start from that is not 0.
 ///
@@ -17,54 +15,39 @@ pub unsafe trait Dot: Copy + 'static {
     /// Per lane `Σᵢ Σ₄ w[i]·x[i]`.
     fn dots<const N: usize>(max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t;
 
-    /// Two strips of four rows times 32 inputs; `x[i]` holds 8 inputs twice.
+    /// Two strips of four rows times 32 inputs; `x[i]` holds 8 inputs twice, and went through [`Dot::hold_inputs`].
     fn rows(max: i32, strips: [Rows; 2], x: [int8x16_t; 4], start: Start) -> [int32x4_t; 2];
 
-    /// 16 rows of 4-bit codes times 32 inputs of one token, where the level has a way of its own: `codes` are the four lines
-    /// of a group, `x` is as in [`Dot::rows`]. A code stands for itself or, if `TABLE`, for an entry of `table`.
-    ///
-    /// # Safety
-    /// `codes` is valid for reading 256 bytes.
+    /// Inputs as [`Dot::rows`] wants them.
     #[inline(always)]
-    unsafe fn nibbles<const TABLE: bool>(
-        _codes: *const u8,
-        _table: uint8x16_t,
-        _x: [int8x16_t; 4],
-        _start: &Start,
-    ) -> Option<[int32x4_t; 4]> {
+    fn hold_inputs(x: [int8x16_t; 4]) -> [int8x16_t; 4] {
+        x
+    }
+
+    /// The four rows' codes in the order that [`Dot::group`] wants.
+    fn arrange(rows: Rows) -> [int8x16_t; 8];
+
+    /// The four rows' pairs of nibbles (of each two lines) in an order that makes all low nibbles, then all high ones, what
+    /// [`Dot::arrange`] would return: there are half as many registers to arrange. `None` where they lie right.
+    #[inline(always)]
+    fn arrange_nibbles(_a: [uint8x16_t; 2], _b: [uint8x16_t; 2]) -> Option<[uint8x16_t; 4]> {
         None
     }
 
-    /// The four rows' codes in the order that [`Dot::group`] wants, for tiles of `T` tokens.
-    fn arrange<const T: usize>(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8];
+    /// The codes as a tile of `T` tokens should hold them.
+    #[inline(always)]
+    fn hold<const T: usize>(w: [int8x16_t; 8]) -> [int8x16_t; 8] {
+        w
+    }
 
     /// Tokens whose chains of dependent instructions run side by side, for processors that start them in order: 2 or 4.
     const TOGETHER: usize;
-
-    /// Most tokens whose sums fit into the registers beside those that [`Dot::add`] works with: 8 or 16.
-    const TILE: usize;
 
     /// Four rows times 32 inputs of each of `N` tokens.
     ///
     /// # Safety
     /// Each `x` is valid for reading 32 bytes.
     unsafe fn group<const N: usize>(max: i32, w: [int8x16_t; 8], x: [*const i8; N], start: Start) -> [int32x4_t; N];
-
-    /// Adds `f32(d)·m·xscale` to `acc[t]`, each operation rounded, of four rows and a group of each of `T` tokens: 4, 8 or,
-    /// up to [`Dot::TILE`], 16. The multipliers `m` are integers. The tokens' codes are `stride` bytes apart, the scale
-    /// of the group is `scale` bytes behind its codes.
-    ///
-    /// # Safety
-    /// For each token, 32 bytes at its codes are valid for reading, and a float at its scale.
-    unsafe fn add<const T: usize>(
-        acc: &mut [float32x4_t; T],
-        max: i32,
-        w: [int8x16_t; 8],
-        factors: &Factors,
-        x: *const i8,
-        stride: usize,
-        scale: usize,
-    );
 
     /// `f32(d)·m`, rounded once, where `sum = d + BIAS`, `|d| < 2^22`, `m` is an integer up to 128 and
     /// `least = −m·`[`f32(BIAS's bits)`](Dot::BIAS). The sign of a zero is open.
@@ -85,20 +68,26 @@ pub struct Start {
     pub any: bool,
 }
 
-/// What [`Dot::add`] wants of a group of four rows, in memory: registers are for sums.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Factors {
-    /// The multipliers.
-    pub m: float32x4_t,
-    /// The addend of [`Dot::times`].
-    pub least: float32x4_t,
-    /// [`Dot::BIAS`] in every lane.
-    pub start: int32x4_t,
-}
-
 /// Rows that go through the dot products together.
 const ROWS: usize = 4;
+
+/// The first halves of two registers, and the second.
+#[inline(always)]
+fn halves(p: uint8x16_t, q: uint8x16_t) -> (uint8x16_t, uint8x16_t) {
+    op!({
+        let (p, q) = (vreinterpretq_u64_u8(p), vreinterpretq_u64_u8(q));
+        (vreinterpretq_u8_u64(vtrn1q_u64(p, q)), vreinterpretq_u8_u64(vtrn2q_u64(p, q)))
+    })
+}
+
+/// The even words of two registers, and the odd.
+#[inline(always)]
+fn words(p: uint8x16_t, q: uint8x16_t) -> (uint8x16_t, uint8x16_t) {
+    op!({
+        let (p, q) = (vreinterpretq_u32_u8(p), vreinterpretq_u32_u8(q));
+        (vreinterpretq_u8_u32(vuzp1q_u32(p, q)), vreinterpretq_u8_u32(vuzp2q_u32(p, q)))
+    })
+}
 
 /// Products of base NEON: eight of 16 bits at a time.
 #[derive(Clone, Copy, Debug)]
@@ -171,54 +160,11 @@ fn four_rows(max: i32, (a, b): Rows, x: [int8x16_t; 4], start: Start) -> int32x4
     })
 }
 
-impl Mull {
-    /// [`Dot::add`] for the tokens `first..first + 4`, from whose first `x` is.
-    ///
-    /// # Safety
-    /// As [`Dot::add`].
-    #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "those of the method, and where")]
-    unsafe fn add_four<const T: usize>(
-        acc: &mut [float32x4_t; T],
-        first: usize,
-        max: i32,
-        w: [int8x16_t; 8],
-        factors: &Factors,
-        x: *const i8,
-        stride: usize,
-        scale: usize,
-    ) {
-        let start = Start { halves: factors.start, whole: factors.start, any: false };
-        let x = [x, x.wrapping_add(stride), x.wrapping_add(2 * stride), x.wrapping_add(3 * stride)];
-        // SAFETY: as the caller vouches.
-        let [mut p, mut q] = unsafe { Self::group(max, w, [x[0], x[1]], start) };
-        settle_sum(&mut p);
-        settle_sum(&mut q);
-        // SAFETY: as above.
-        let [r, s] = unsafe { Self::group(max, w, [x[2], x[3]], start) };
-        let sums = [p, q, r, s];
-        let mut i = 0;
-        while i < 4 {
-            // SAFETY: as above.
-            let scale = unsafe { x[i].add(scale).cast::<f32>().read_unaligned() };
-            let p = Self::times(sums[i], factors.m, factors.least);
-            acc[first + i] = op!(vaddq_f32(acc[first + i], vmulq_n_f32(p, scale)));
-            i += 1;
-        }
-        let mut i = 0;
-        while i < 4 {
-            settle(&mut acc[first + i]);
-            i += 1;
-        }
-    }
-}
-
 // SAFETY: base instructions only.
 unsafe impl Dot for Mull {
     const BIAS: i32 = 0;
     // Four chains of each, and 16-bit sums are twice as many registers.
     const TOGETHER: usize = 2;
-    const TILE: usize = 8;
 
     #[inline(always)]
     fn dots<const N: usize>(max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t {
@@ -246,25 +192,39 @@ unsafe impl Dot for Mull {
     }
 
     #[inline(always)]
+    fn hold_inputs(x: [int8x16_t; 4]) -> [int8x16_t; 4] {
+        x.map(opaque)
+    }
+
+    #[inline(always)]
     fn rows(max: i32, strips: [Rows; 2], x: [int8x16_t; 4], start: Start) -> [int32x4_t; 2] {
-        let x = x.map(opaque);
         [four_rows(max, strips[0], x, start), four_rows(max, strips[1], x, start)]
     }
 
     /// Of each row the inputs 0…15, then of each row the inputs 16…31.
     #[inline(always)]
-    fn arrange<const T: usize>(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8] {
+    fn arrange((a, b): Rows) -> [int8x16_t; 8] {
         op!({
-            let pairs = |p, q| {
-                let (p, q) = (vreinterpretq_s64_s8(p), vreinterpretq_s64_s8(q));
-                (vreinterpretq_s8_s64(vtrn1q_s64(p, q)), vreinterpretq_s8_s64(vtrn2q_s64(p, q)))
+            let halves = |p, q| {
+                let (p, q) = halves(vreinterpretq_u8_s8(p), vreinterpretq_u8_s8(q));
+                (vreinterpretq_s8_u8(p), vreinterpretq_s8_u8(q))
             };
-            let ((a0, a1), (b0, b1)) = (pairs(a[0], a[1]), pairs(b[0], b[1]));
-            let ((a2, a3), (b2, b3)) = (pairs(a[2], a[3]), pairs(b[2], b[3]));
-            let w = [a0, a1, b0, b1, a2, a3, b2, b3];
-            // With eight tokens there is no register left for upper halves of the codes.
-            if T == 8 { w.map(opaque) } else { w }
+            let ((a0, a1), (b0, b1)) = (halves(a[0], a[1]), halves(b[0], b[1]));
+            let ((a2, a3), (b2, b3)) = (halves(a[2], a[3]), halves(b[2], b[3]));
+            [a0, a1, b0, b1, a2, a3, b2, b3]
         })
+    }
+
+    #[inline(always)]
+    fn arrange_nibbles(a: [uint8x16_t; 2], b: [uint8x16_t; 2]) -> Option<[uint8x16_t; 4]> {
+        let ((a0, a1), (b0, b1)) = (halves(a[0], a[1]), halves(b[0], b[1]));
+        Some([a0, a1, b0, b1])
+    }
+
+    /// With eight tokens there is no register left for upper halves of the codes.
+    #[inline(always)]
+    fn hold<const T: usize>(w: [int8x16_t; 8]) -> [int8x16_t; 8] {
+        if T == 8 { w.map(opaque) } else { w }
     }
 
     #[inline(always)]
@@ -301,25 +261,6 @@ unsafe impl Dot for Mull {
     }
 
     #[inline(always)]
-    unsafe fn add<const T: usize>(
-        acc: &mut [float32x4_t; T],
-        max: i32,
-        w: [int8x16_t; 8],
-        factors: &Factors,
-        x: *const i8,
-        stride: usize,
-        scale: usize,
-    ) {
-        // SAFETY: as the caller vouches; T is a multiple of 4.
-        unsafe {
-            Self::add_four(acc, 0, max, w, factors, x, stride, scale);
-            if T > 4 {
-                Self::add_four(acc, 4, max, w, factors, x.wrapping_add(4 * stride), stride, scale);
-            }
-        }
-    }
-
-    #[inline(always)]
     fn times(sum: int32x4_t, m: float32x4_t, _: float32x4_t) -> float32x4_t {
         op!(vmulq_f32(vcvtq_f32_s32(sum), m))
     }
@@ -340,6 +281,18 @@ pub fn settle_sum(v: &mut int32x4_t) {
     unsafe { asm!("/* {0:v} */", inout(vreg) * v, options(nostack, preserves_flags)) }
 }
 
+/// [`settle`] for addresses: processors that start instructions in order lose a cycle when one of another kind stands
+/// between those of vectors.
+#[inline(always)]
+pub fn settle_addresses<const N: usize>(p: &mut [*const i8; N]) {
+    let mut i = 0;
+    while i < N {
+        // SAFETY: no instruction.
+        unsafe { asm!("/* {0} */", inout(reg) p[i], options(nostack, preserves_flags)) }
+        i += 1;
+    }
+}
+
 /// `x`, of which the compiler knows no more than that. Where it sees that both halves are the same, or comes to load them
 /// apart, it takes the halves of the codes apart too, by an instruction each, and no longer multiplies upper halves in place.
 #[inline(always)]
@@ -347,6 +300,19 @@ fn opaque(mut x: int8x16_t) -> int8x16_t {
     // SAFETY: no instruction.
     unsafe { asm!("/* {0:v} */", inout(vreg) x, options(pure, nomem, nostack, preserves_flags)) }
     x
+}
+
+/// [`Dot::BIAS`] of `sdot` and `smmla`. As a float's bits: 1.5·2^23, whose last bit counts 1, so that BIAS + d are the bits
+/// of 1.5·2^23 + d.
+pub(super) const BIAS: i32 = 0x4b40_0000;
+
+/// `v`, of which the compiler knows no more than that: it would make a constant anew in every round of a loop, or load a
+/// value that also others want before each use.
+#[inline(always)]
+pub fn keep_in_register(mut v: uint8x16_t) -> uint8x16_t {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0:v} */", inout(vreg) v, options(pure, nomem, nostack, preserves_flags)) }
+    v
 }
 
 /// Four products added into 32 bits by one instruction; if `MATRIX`, of several tokens two rows by two columns of eight.
@@ -502,10 +468,8 @@ unsafe fn matrix(start: int32x4_t, w: [int8x16_t; 8], x: [*const i8; 2]) -> [int
 
 // SAFETY: base instructions and `sdot`, of `MATRIX` also `smmla`.
 unsafe impl<const MATRIX: bool> Dot for Products<MATRIX> {
-    // As a float's bits: 1.5·2^23, whose last bit counts 1, so that BIAS + d are the bits of 1.5·2^23 + d.
-    const BIAS: i32 = 0x4b40_0000;
+    const BIAS: i32 = BIAS;
     const TOGETHER: usize = 4;
-    const TILE: usize = 16;
 
     #[inline(always)]
     fn dots<const N: usize>(_max: i32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t {
@@ -541,32 +505,30 @@ unsafe impl<const MATRIX: bool> Dot for Products<MATRIX> {
         op!([vpaddq_s32(p, q), vpaddq_s32(r, s)])
     }
 
-    #[inline(always)]
-    unsafe fn nibbles<const TABLE: bool>(
-        codes: *const u8,
-        table: uint8x16_t,
-        x: [int8x16_t; 4],
-        start: &Start,
-    ) -> Option<[int32x4_t; 4]> {
-        // SAFETY: passed on.
-        Some(unsafe { nibbles::by_sdot::<TABLE>(codes, table, x, &start.halves) })
-    }
-
     /// The four rows side by side, four inputs at a time; for `smmla` rows 0 and 1, then 2 and 3, as they lie in the file.
     #[inline(always)]
-    fn arrange<const T: usize>(a: [int8x16_t; 4], b: [int8x16_t; 4]) -> [int8x16_t; 8] {
+    fn arrange((a, b): Rows) -> [int8x16_t; 8] {
         if MATRIX {
             return [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]];
         }
         op!({
-            let pairs = |p, q| {
-                let (p, q) = (vreinterpretq_s32_s8(p), vreinterpretq_s32_s8(q));
-                (vreinterpretq_s8_s32(vuzp1q_s32(p, q)), vreinterpretq_s8_s32(vuzp2q_s32(p, q)))
+            let words = |p, q| {
+                let (p, q) = words(vreinterpretq_u8_s8(p), vreinterpretq_u8_s8(q));
+                (vreinterpretq_s8_u8(p), vreinterpretq_s8_u8(q))
             };
-            let ((w0, w1), (w2, w3)) = (pairs(a[0], b[0]), pairs(a[1], b[1]));
-            let ((w4, w5), (w6, w7)) = (pairs(a[2], b[2]), pairs(a[3], b[3]));
+            let ((w0, w1), (w2, w3)) = (words(a[0], b[0]), words(a[1], b[1]));
+            let ((w4, w5), (w6, w7)) = (words(a[2], b[2]), words(a[3], b[3]));
             [w0, w1, w2, w3, w4, w5, w6, w7]
         })
+    }
+
+    #[inline(always)]
+    fn arrange_nibbles(a: [uint8x16_t; 2], b: [uint8x16_t; 2]) -> Option<[uint8x16_t; 4]> {
+        if MATRIX {
+            return None;
+        }
+        let ((w0, w1), (w2, w3)) = (words(a[0], b[0]), words(a[1], b[1]));
+        Some([w0, w1, w2, w3])
     }
 
     #[inline(always)]
@@ -586,26 +548,6 @@ unsafe impl<const MATRIX: bool> Dot for Products<MATRIX> {
             }
         }
         sums
-    }
-
-    #[inline(always)]
-    unsafe fn add<const T: usize>(
-        acc: &mut [float32x4_t; T],
-        _max: i32,
-        w: [int8x16_t; 8],
-        factors: &Factors,
-        x: *const i8,
-        stride: usize,
-        scale: usize,
-    ) {
-        // SAFETY: passed on.
-        unsafe {
-            if MATRIX {
-                tokens::by_smmla(acc, w, factors, x, stride, scale);
-            } else {
-                tokens::by_sdot(acc, w, factors, x, stride, scale);
-            }
-        }
     }
 
     #[inline(always)]

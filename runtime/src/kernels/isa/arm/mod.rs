@@ -11,10 +11,11 @@ macro_rules! op {
 
 mod dot;
 mod neon;
-mod nibbles;
-mod tokens;
+pub mod nibbles;
+pub mod prepare;
+pub mod tokens;
 
-pub use dot::{Dot, Factors, Mull, Rows, Sdot, Smmla, Start, settle, settle_sum};
+pub use dot::{Dot, Mull, Products, Rows, Sdot, Smmla, Start, keep_in_register, settle, settle_addresses, settle_sum};
 pub use neon::Quad;
 
 /// Proof of AArch64's base instructions.
