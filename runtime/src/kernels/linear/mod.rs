@@ -59,7 +59,7 @@ pub(super) use float::{Half, Single, add_thin};
 pub const MAX_TOKENS: usize = 16;
 
 /// Most panels that [`Kernels::sharing_panels`] tells.
-pub const MAX_SHARING_PANELS: usize = 4;
+pub const MAX_SHARING_PANELS: usize = if cfg!(all(target_arch = "aarch64", target_feature = "neon")) { 4 } else { 1 };
 
 /// Rows of activations: quantized rows for quantized weights, f32 rows (little-endian, as on every supported CPU)
 /// for float weights.
