@@ -212,9 +212,9 @@ pub struct Constants {
 }
 
 impl Constants {
-    /// They.
+    /// In registers.
     #[inline(always)]
-    pub fn new() -> Self {
+    pub fn ready() -> Self {
         // 255 is no byte's number: those places become 0.
         let top = [0x01ff_ffff_00ff_ffff, 0x03ff_ffff_02ff_ffff].map(|half| op!(vcreate_u64(half)));
         op!(Self {

@@ -44,7 +44,7 @@ pub struct Room([MaybeUninit<u8>; 64 * QUAD]);
 impl Room {
     /// Room with nothing in it.
     #[inline(always)]
-    pub fn new() -> Self {
+    pub fn empty() -> Self {
         const { assert!(groups_at_once::<16>() * group_bytes::<16, false>() <= 64 * QUAD) };
         const { assert!(groups_at_once::<1>() * TOKEN <= 64 * QUAD) };
         Self([const { MaybeUninit::uninit() }; 64 * QUAD])

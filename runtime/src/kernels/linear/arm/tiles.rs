@@ -102,8 +102,8 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
     #[inline(always)]
     unsafe fn alone(&self, a: LinearArgs, t: usize) {
         let (this, isa) = (self.anew(), self.isa);
-        let constants = Constants::new();
-        let mut room = Room::new();
+        let constants = Constants::ready();
+        let mut room = Room::empty();
         let mut run = Self::run::<1>(a, t, 0);
         while run.first < run.groups {
             // SAFETY: the row has the groups.
@@ -181,7 +181,7 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
     /// As [`LinearArgs`] says; the panels are of `C`'s format, which has integer multipliers.
     #[inline(always)]
     unsafe fn tile<const T: usize>(&self, a: LinearArgs, t: usize) {
-        let mut room = Room::new();
+        let mut room = Room::empty();
         let mut run = Self::run::<T>(a, t, 0);
         while run.first < run.groups {
             // SAFETY: the rows have the groups.
