@@ -61,8 +61,32 @@ fn arch_levels() -> u16 {
     // F, DQ, BW, VL; VNNI
     if saved & 0xe6 == 0xe6 && has(seven.ebx, &[16, 17, 30, 31]) && has(seven.ecx, &[11]) {
         levels |= Level::Avx512.bit();
+        // TILE, INT8; the tiles and their shapes are saved.
+        if saved & 0x6_0000 == 0x6_0000 && has(seven.edx, &[24, 25]) && tiles_are_granted() {
+            levels |= Level::Amx.bit();
+        }
     }
     levels
+}
+
+/// Asks Linux for the tiles: it gives their 8 KiB of state only to processes that want it.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tiles_are_granted() -> bool {
+    const ARCH_PRCTL: isize = 158;
+    const REQUEST_PERMISSION: usize = 0x1023;
+    const TILE_DATA: usize = 18;
+    let mut result = ARCH_PRCTL;
+    // SAFETY: the call takes numbers only; a kernel that does not know the request says so.
+    unsafe {
+        core::arch::asm!("syscall", inout("rax") result, in("rdi") REQUEST_PERMISSION, in("rsi") TILE_DATA,
+            out("rcx") _, out("r11") _, options(nostack));
+    }
+    result == 0
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn tiles_are_granted() -> bool {
+    false
 }
 
 /// Programs may not ask an ARM CPU itself: the operating system knows, through the standard library. Without one it is

@@ -16,24 +16,27 @@ pub enum Level {
     AvxVnni = 3,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512 = 4,
+    /// AVX-512 and AMX's tiles for bytes, where Linux grants them.
+    Amx = 5,
     /// AArch64's base instructions.
-    Neon = 5,
+    Neon = 6,
     /// AArch64 with `sdot`.
-    Dotprod = 6,
+    Dotprod = 7,
     /// AArch64 with `sdot` and `smmla`.
-    I8mm = 7,
+    I8mm = 8,
     /// Cortex-M with the DSP extension (`smlad`); in builds with the feature `dsp`.
-    Dsp = 8,
+    Dsp = 9,
 }
 
 impl Level {
     /// Every level, on any CPU, in order of preference within an architecture.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Scalar,
         Self::Sse41,
         Self::Avx2,
         Self::AvxVnni,
         Self::Avx512,
+        Self::Amx,
         Self::Neon,
         Self::Dotprod,
         Self::I8mm,
@@ -49,6 +52,7 @@ impl Level {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::Dotprod => "dotprod",
             Self::I8mm => "i8mm",
@@ -124,5 +128,6 @@ mod tests {
         assert_eq!(Level::AvxVnni.is_supported(), avx2 && has!("avxvnni"));
         let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512vnni");
         assert_eq!(Level::Avx512.is_supported(), avx512);
+        assert!(avx512 || !Level::Amx.is_supported());
     }
 }

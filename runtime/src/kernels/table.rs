@@ -105,6 +105,9 @@ tables! {
         { #[cfg(target_arch = "x86_64")]
           avx512 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
           Avx512, x86::Avx512, avx512_floats }
+        { #[cfg(target_arch = "x86_64")]
+          amx #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+          Amx, x86::Amx, avx512_floats }
         { #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
           neon #[target_feature(enable = "neon")] Neon, arm::Neon, neon_floats }
         { #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]

@@ -180,7 +180,7 @@ fn is_spill(text: &str) -> bool {
 fn lanes(level: &str) -> usize {
     match level {
         "avx2" | "avxvnni" => 8,
-        "avx512" => 16,
+        "avx512" | "amx" => 16,
         _ => 4,
     }
 }

@@ -76,7 +76,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "CPU,CPU", value_delimiter = ',', help_heading = "Running")]
     pub pin: Vec<usize>,
     /// Instruction set of the kernels (default: the best that this CPU runs): scalar, sse41, avx2, avxvnni, avx512,
-    /// neon, dotprod, i8mm; all give the same bits
+    /// amx, neon, dotprod, i8mm; all give the same bits
     #[arg(long, value_name = "NAME", value_parser = parse_level, help_heading = "Running")]
     pub isa: Option<Level>,
     /// Positions to plan memory for (default: what the request needs)

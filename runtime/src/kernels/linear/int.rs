@@ -76,17 +76,29 @@ fn each_strip<I: Bytes>(mut f: impl FnMut(usize)) {
 
 /// A strip of a group, ready for any number of tokens.
 #[derive(Clone, Copy)]
-struct Strip<I: Bytes> {
-    a: [I::B; 4],
-    b: [I::B; 4],
-    multipliers: I::F,
-    minima: I::F,
+pub(super) struct Strip<I: Bytes> {
+    pub(super) a: [I::B; 4],
+    pub(super) b: [I::B; 4],
+    pub(super) multipliers: I::F,
+    pub(super) minima: I::F,
+}
+
+impl<I: Bytes> Strip<I> {
+    /// The codes in registers of four inputs each.
+    #[inline(always)]
+    pub(super) fn dealt(&self, isa: I) -> [I::B; 8] {
+        let (w0, w1) = isa.deal(self.a[0], self.b[0]);
+        let (w2, w3) = isa.deal(self.a[1], self.b[1]);
+        let (w4, w5) = isa.deal(self.a[2], self.b[2]);
+        let (w6, w7) = isa.deal(self.a[3], self.b[3]);
+        [w0, w1, w2, w3, w4, w5, w6, w7]
+    }
 }
 
 /// # Safety
 /// `place` is a group of a panel and `s` a strip.
 #[inline(always)]
-unsafe fn load_strip<I: Bytes, C: Codes>(isa: I, table: I::B, place: Place, s: usize) -> Strip<I> {
+pub(super) unsafe fn load_strip<I: Bytes, C: Codes>(isa: I, table: I::B, place: Place, s: usize) -> Strip<I> {
     let (a, b) = strip::<I>(s, C::FORMAT.code_bytes() / 2);
     let (half_a, half_b) = (s * I::L / 8, (s * I::L + I::L / 2) / 8);
     // Single bits of both halves are in one line, pairs in a line for each.
@@ -222,12 +234,8 @@ unsafe fn many_tokens<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
                     // SAFETY: the group is one of the panel's and of each row's, strips are those of the level, t is
                     // below the number of tokens.
                     unsafe {
-                        let Strip { a: wa, b: wb, multipliers, minima } = load_strip::<I, C>(isa, table, place, s);
-                        let (w0, w1) = isa.deal(wa[0], wb[0]);
-                        let (w2, w3) = isa.deal(wa[1], wb[1]);
-                        let (w4, w5) = isa.deal(wa[2], wb[2]);
-                        let (w6, w7) = isa.deal(wa[3], wb[3]);
-                        let w = [w0, w1, w2, w3, w4, w5, w6, w7];
+                        let strip = load_strip::<I, C>(isa, table, place, s);
+                        let (w, multipliers, minima) = (strip.dealt(isa), strip.multipliers, strip.minima);
                         let mut row = a.x;
                         let mut out = a.out.cast::<f32>().add(s * I::L);
                         let mut t = 0;

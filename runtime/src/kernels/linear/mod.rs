@@ -17,6 +17,8 @@
 //! ```
 //! `|d| < 2^24`, so `f32(d)` is exact and the product with the multiplier is the correctly rounded exact product.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod arm;
 #[cfg_attr(
@@ -264,7 +266,7 @@ impl Kernels {
     #[must_use]
     pub fn sharing_panels(&self) -> usize {
         match self.level() {
-            Level::Dotprod | Level::I8mm => MAX_SHARING_PANELS,
+            Level::Dotprod | Level::I8mm | Level::Amx => MAX_SHARING_PANELS,
             _ => 1,
         }
     }

@@ -5,12 +5,17 @@ use core::arch::x86_64::*;
 use super::NEAREST;
 use crate::kernels::isa::{Bytes, Isa};
 
-/// Proof of AVX-512 F, BW, DQ, VL and VNNI.
+/// Proof of AVX-512 F, BW, DQ, VL and VNNI, and with `TILES` of AMX's tiles for bytes.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(());
+pub struct Zmm<const TILES: bool>(());
+
+/// Without tiles.
+pub type Avx512 = Zmm<false>;
+/// With tiles.
+pub type Amx = Zmm<true>;
 
 // SAFETY: the only constructor is the unsafe `proof`.
-unsafe impl Isa for Avx512 {
+unsafe impl<const TILES: bool> Isa for Zmm<TILES> {
     const L: usize = 16;
     const REGISTERS: usize = 32;
     type F = __m512;
@@ -148,7 +153,7 @@ unsafe impl Isa for Avx512 {
 }
 
 // SAFETY: as above.
-unsafe impl Bytes for Avx512 {
+unsafe impl<const TILES: bool> Bytes for Zmm<TILES> {
     type B = __m512i;
     const SIGNED_OFFSET: i32 = 128;
 

@@ -1,4 +1,4 @@
-//! x86-64: SSE4.1, AVX2, AVX-VNNI and AVX-512-VNNI registers.
+//! x86-64: SSE4.1, AVX2, AVX-VNNI and AVX-512-VNNI registers; what AMX's tiles do is in [`linear`](crate::kernels::linear).
 
 use core::arch::x86_64::{__m128i, _MM_FROUND_TO_NEAREST_INT, _mm_cvtsi32_si128};
 
@@ -15,7 +15,7 @@ mod avx512;
 mod sse41;
 mod ymm;
 
-pub use avx512::Avx512;
+pub use avx512::{Amx, Avx512};
 pub use sse41::Sse41;
 #[cfg(test)]
 pub use ymm::Avx512Vl;

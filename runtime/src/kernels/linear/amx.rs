@@ -1,0 +1,287 @@
+//! Quantized weights times quantized activations by AMX: one instruction multiplies up to 16 tokens by the 16 rows of a
+//! panel over a group.
+//!
+//! ```text
+//! activations    T rows × 32 bytes, signed           as they lie in the quantized rows
+//! codes          8 rows × 16 × 4 bytes, signed       row j: inputs 4j…4j+3 of each of the panel's rows
+//! dot products   T rows × 16 × i32                   through memory into registers, a panel's rows side by side
+//! ```
+//! What a tile reads or writes is handed over through memory, and takes its time. So a panel is worked on in blocks of four
+//! groups and in three stages: while the codes of one block are unpacked, the block before it is multiplied, and the dot
+//! products of the one before that are scaled and added. The sums are integers: the bits are every other level's.
+
+use core::arch::asm;
+use core::arch::x86_64::{__m512i, _mm512_set1_epi8, _mm512_sub_epi8};
+use core::mem::MaybeUninit;
+
+use super::codes::Codes;
+use super::groups::{Place, groups_of};
+use super::int::{self, Strip, load_strip};
+use super::{IntPanel, LinearArgs, MAX_TOKENS};
+use crate::kernels::isa::x86::Amx;
+use crate::kernels::isa::{Bytes, Isa};
+use crate::weights::{BLOCK, GROUP, LINE, PANEL_ROWS, WeightFormat};
+
+/// Tokens from which on tiles pay.
+const LEAST_TOKENS: usize = 6;
+
+impl IntPanel for Amx {
+    #[inline(always)]
+    unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
+        // SAFETY: passed on.
+        unsafe { int::panel::<Self, C>(self, a) }
+    }
+
+    #[inline(always)]
+    unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
+        // The zeros stay; the compiler would make a call out of writing them.
+        if a.k == 0 && !C::FORMAT.has_row_scale() {
+            return;
+        }
+        // SAFETY: passed on; the shapes are those of the tokens.
+        unsafe {
+            if a.tokens < LEAST_TOKENS {
+                a.each_panel(
+                    #[inline(always)]
+                    |a| self.int_panel::<C>(a),
+                );
+                return;
+            }
+            let shapes = Shapes::new(a.tokens as u8);
+            asm!("ldtilecfg [{0}]", in(reg) &raw const shapes, options(nostack, readonly, preserves_flags));
+            a.each_panel(
+                #[inline(always)]
+                |a| panel::<C>(self, a),
+            );
+            asm!("tilerelease", options(nostack, nomem, preserves_flags));
+        }
+    }
+}
+
+/// The operand of `ldtilecfg`: of two sets of tiles the shapes of dot products, activations and codes.
+#[repr(C, align(64))]
+struct Shapes {
+    palette: u8,
+    first_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Shapes {
+    fn new(tokens: u8) -> Self {
+        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+        let set = [(tokens, LINE as u16), (tokens, GROUP as u16), ((GROUP / 4) as u8, LINE as u16)];
+        let mut i = 0;
+        while i < 2 * set.len() {
+            (rows[i], row_bytes[i]) = set[i % set.len()];
+            i += 1;
+        }
+        Self { palette: 1, first_row: 0, reserved: [0; 14], row_bytes, rows }
+    }
+}
+
+/// A block of groups on its way.
+#[repr(C, align(64))]
+struct Stage {
+    codes: [[[u8; LINE]; GROUP / 4]; BLOCK],
+    dots: [[[i32; PANEL_ROWS]; MAX_TOKENS]; BLOCK],
+    multipliers: [[f32; PANEL_ROWS]; BLOCK],
+    minima: [[f32; PANEL_ROWS]; BLOCK],
+}
+
+/// # Safety
+/// As [`LinearArgs`] says; the panel is of `C`'s format; the tiles have the shapes of the tokens.
+#[inline(always)]
+unsafe fn panel<C: Codes>(isa: Amx, a: LinearArgs) {
+    let mut memory = [const { MaybeUninit::<Stage>::uninit() }; 3];
+    let first = opaque(memory.as_mut_ptr().cast::<Stage>());
+    let (mut unpacked, mut multiplied, mut added) = (first, first.wrapping_add(1), first.wrapping_add(2));
+    let groups = a.k.div_ceil(GROUP);
+    let blocks = groups.div_ceil(BLOCK);
+    let count = |block: usize| if groups - block * BLOCK < BLOCK { groups - block * BLOCK } else { BLOCK };
+    // SAFETY: as the caller vouches; blocks lie within the panel and the rows; each block goes through the stages in order.
+    unsafe {
+        let table = match C::FORMAT {
+            WeightFormat::Q4 => minus(isa.table(a.codebook), C::OFFSET),
+            _ => isa.table(a.codebook),
+        };
+        let mut turn = 0;
+        while turn < blocks + 2 {
+            if turn < blocks {
+                let begin = turn * BLOCK;
+                groups_of::<Amx, C>(
+                    isa,
+                    a,
+                    begin,
+                    begin + count(turn),
+                    #[inline(always)]
+                    |place| unpack::<C>(isa, table, place, unpacked, place.g - begin),
+                );
+            }
+            if turn >= 1 && turn - 1 < blocks {
+                multiply(a.x.add((turn - 1) * BLOCK * GROUP), a.stride, multiplied, count(turn - 1));
+            }
+            if turn >= 2 {
+                let block = turn - 2;
+                if count(block) == BLOCK {
+                    add::<C, BLOCK>(isa, a, block * BLOCK, added, 0);
+                } else {
+                    let mut i = 0;
+                    while i < count(block) {
+                        add::<C, 1>(isa, a, block * BLOCK + i, added, i);
+                        i += 1;
+                    }
+                }
+            }
+            (unpacked, multiplied, added) = (added, unpacked, multiplied);
+            turn += 1;
+        }
+        if C::FORMAT.has_row_scale() {
+            let scales = isa.load(a.row_scales);
+            let mut t = 0;
+            while t < a.tokens {
+                let out = a.out.add(t).cast::<f32>();
+                isa.store(out, isa.mul(isa.load(out), scales));
+                t += 1;
+            }
+        }
+    }
+}
+
+/// First stage: codes and multipliers of a group.
+///
+/// # Safety
+/// `place` is a group of a panel of `C`'s format, `i` below [`BLOCK`].
+#[inline(always)]
+unsafe fn unpack<C: Codes>(isa: Amx, table: __m512i, place: Place, stage: *mut Stage, i: usize) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let strip = load_strip::<Amx, C>(isa, table, place, 0);
+        let codes = (&raw mut (*stage).codes).cast::<i32>().add(i * GROUP / 4 * PANEL_ROWS);
+        let w = signed::<C>(&strip, isa);
+        let mut j = 0;
+        while j < w.len() {
+            isa.store_i(codes.add(j * PANEL_ROWS), w[j]);
+            j += 1;
+        }
+        isa.store((&raw mut (*stage).multipliers).cast::<f32>().add(i * PANEL_ROWS), strip.multipliers);
+        if C::FORMAT.has_minimum() {
+            isa.store((&raw mut (*stage).minima).cast::<f32>().add(i * PANEL_ROWS), strip.minima);
+        }
+    }
+}
+
+/// Second stage: the dot products of `count` groups.
+///
+/// # Safety
+/// Rows `x + t·stride` of the tokens have the groups, the stage has their codes, the tiles have their shapes.
+#[inline(always)]
+unsafe fn multiply(x: *const u8, stride: usize, stage: *mut Stage, count: usize) {
+    let mut i = 0;
+    while i < count {
+        macro_rules! multiply {
+            ($dots:literal, $x:literal, $w:literal) => {
+                asm!(
+                    concat!("tilezero ", $dots),
+                    concat!("tileloadd ", $x, ", [{x} + {stride}*1]"),
+                    concat!("tileloadd ", $w, ", [{w} + {line}*1]"),
+                    concat!("tdpbssd ", $dots, ", ", $x, ", ", $w),
+                    concat!("tilestored [{dots} + {line}*1], ", $dots),
+                    x = in(reg) x.wrapping_add(i * GROUP),
+                    stride = in(reg) stride,
+                    w = in(reg) (&raw const (*stage).codes).cast::<u8>().wrapping_add(i * GROUP / 4 * LINE),
+                    dots = in(reg) (&raw mut (*stage).dots).cast::<u8>().wrapping_add(i * MAX_TOKENS * LINE),
+                    line = in(reg) LINE,
+                    options(nostack, preserves_flags)
+                )
+            };
+        }
+        // SAFETY: as the caller vouches. No other code uses tiles.
+        unsafe {
+            if i.is_multiple_of(2) {
+                multiply!("tmm0", "tmm1", "tmm2");
+            } else {
+                multiply!("tmm3", "tmm4", "tmm5");
+            }
+        }
+        i += 1;
+    }
+}
+
+/// Third stage: adds the parts of `N` groups, `g` and those after it, to the sums; they are numbers `i` and so on of the
+/// block.
+///
+/// # Safety
+/// As [`panel`]; the stage has the groups' dot products.
+#[inline(always)]
+unsafe fn add<C: Codes, const N: usize>(isa: Amx, a: LinearArgs, g: usize, stage: *const Stage, i: usize) {
+    let groups = a.k.div_ceil(GROUP);
+    // SAFETY: as the caller vouches; the scales and sums are where the layout of the row says.
+    unsafe {
+        let lines = |p: *const [f32; PANEL_ROWS]| {
+            let mut of = [isa.splat(0.0); N];
+            let mut j = 0;
+            while j < N {
+                of[j] = isa.load(p.add(i + j).cast());
+                j += 1;
+            }
+            of
+        };
+        let multipliers = lines((&raw const (*stage).multipliers).cast());
+        let minima = if C::FORMAT.has_minimum() { lines((&raw const (*stage).minima).cast()) } else { multipliers };
+        let mut dots = (&raw const (*stage).dots).cast::<i32>().add(i * MAX_TOKENS * PANEL_ROWS);
+        let mut row = a.x.add(groups * GROUP + 4 * g);
+        let mut out = a.out.cast::<f32>();
+        let mut t = 0;
+        while t < a.tokens {
+            let mut sum = isa.load(out);
+            let mut j = 0;
+            while j < N {
+                let scale = isa.splat(row.cast::<f32>().add(j).read_unaligned());
+                let dot = isa.to_f(isa.load_i(dots.add(j * MAX_TOKENS * PANEL_ROWS)));
+                let mut p = C::scaled(isa, dot, multipliers[j], scale);
+                if C::FORMAT.has_minimum() {
+                    let total = row.add(groups * 4).cast::<i32>().add(j).read_unaligned();
+                    p = isa.add(p, isa.mul(isa.splat(total as f32), isa.mul(minima[j], scale)));
+                }
+                sum = isa.add(sum, p);
+                j += 1;
+            }
+            isa.store(out, sum);
+            dots = dots.wrapping_add(PANEL_ROWS);
+            row = row.wrapping_add(a.stride);
+            out = out.wrapping_add(PANEL_ROWS);
+            t += 1;
+        }
+    }
+}
+
+/// The codes in the order of the tile, their offset taken out.
+#[inline(always)]
+fn signed<C: Codes>(strip: &Strip<Amx>, isa: Amx) -> [__m512i; 8] {
+    let offset = match C::FORMAT {
+        // The table has it no more.
+        WeightFormat::Q4 => 0,
+        // The general body multiplies unsigned ones.
+        _ if C::FORMAT.code_bits() == 8 => Amx::SIGNED_OFFSET,
+        _ => C::OFFSET,
+    };
+    let w = strip.dealt(isa);
+    if offset == 0 { w } else { w.map(|w| minus(w, offset)) }
+}
+
+/// Every byte less a number, modulo 256.
+#[inline(always)]
+fn minus(w: __m512i, number: i32) -> __m512i {
+    // SAFETY: only the level's entries call this.
+    unsafe { _mm512_sub_epi8(w, _mm512_set1_epi8(number as i8)) }
+}
+
+/// `p`, of which the compiler knows no more than that: it would address the buffers like registers that it has spilled.
+#[inline(always)]
+fn opaque<T>(mut p: *mut T) -> *mut T {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0} */", inout(reg) p, options(nostack, preserves_flags)) }
+    p
+}
