@@ -113,8 +113,12 @@ impl Job<'_, '_> {
             if let Some((update, values)) = &self.update {
                 update.update(self.kernels, values, index..index + tile.len(), row, tile);
             }
+            for (p, sums) in (index..).zip(tile.iter_mut()) {
+                self.add_bias(sums, p, row);
+            }
+            self.activate(tile);
             for (sums, out) in tile.iter().zip(out.chunks_mut(PANEL_ROWS)) {
-                self.epilogue(sums, index, row, out);
+                self.write(sums, index, row, out);
                 index += 1;
             }
         }
@@ -141,8 +145,12 @@ impl Job<'_, '_> {
                         if let Some((update, values)) = &self.update {
                             update.update(self.kernels, values, index..index + 1, first, sums);
                         }
+                        for (i, sums) in (first..).zip(sums.iter_mut()) {
+                            self.add_bias(sums, index, i);
+                        }
+                        self.activate(sums);
                         for (i, sums) in (first..).zip(sums.iter()) {
-                            self.epilogue(sums, index, i, &mut out.row(i)[p * PANEL_ROWS..]);
+                            self.write(sums, index, i, &mut out.row(i)[p * PANEL_ROWS..]);
                         }
                     }
                 }
@@ -150,26 +158,35 @@ impl Job<'_, '_> {
         }
     }
 
-    /// bias, activation, factor, residual of the outputs of a panel; the last panel may have fewer than 16.
+    /// The bias of a panel's outputs of a row.
     #[inline(always)]
-    fn epilogue(&self, sums: &[f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
-        let first = panel * PANEL_ROWS;
-        let mut y = *sums;
+    fn add_bias(&self, y: &mut [f32; PANEL_ROWS], panel: usize, row: usize) {
         if let Some((update, _)) = self.update.filter(|(update, _)| update.biased) {
-            each(&mut y, &update.bias(self.bias, panel, row), |y, b| y + b);
+            each(y, &update.bias(self.bias, panel, row), |y, b| y + b);
         } else if let Some(bias) = self.bias {
-            each(&mut y, &sixteen(&bias[first..]), |y, b| y + b);
+            each(y, &sixteen(&bias[panel * PANEL_ROWS..]), |y, b| y + b);
         }
+    }
+
+    /// The activation, of a whole tile at once: a call for every 16 outputs would take longer than what it computes.
+    #[inline(always)]
+    fn activate(&self, tile: &mut [[f32; PANEL_ROWS]]) {
         if self.act != Act::None {
-            self.kernels.activation_in_place(self.act, &mut y);
+            self.kernels.activation_in_place(self.act, tile.as_flattened_mut());
         }
+    }
+
+    /// Factor and residual of a panel's outputs of a row; the last panel may have fewer than 16.
+    #[inline(always)]
+    fn write(&self, y: &[f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
+        let mut y = *y;
         if self.scale != 1.0 {
             y = y.map(|y| y * self.scale);
         }
         match &self.residual {
             None => {}
             Some(None) => each(&mut y, &sixteen(out), |y, r| r + y),
-            Some(Some(rows)) => each(&mut y, &sixteen(&rows.row(row)[first..]), |y, r| r + y),
+            Some(Some(rows)) => each(&mut y, &sixteen(&rows.row(row)[panel * PANEL_ROWS..]), |y, r| r + y),
         }
         match out.first_chunk_mut::<PANEL_ROWS>() {
             Some(out) => *out = y,

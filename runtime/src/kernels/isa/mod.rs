@@ -192,47 +192,40 @@ pub unsafe trait Bytes: Isa {
     /// # Safety
     /// `p` is valid for reading 4 bytes.
     unsafe fn splat4(self, p: *const i8) -> Self::B;
-    /// `dots_u` of a group of 32 inputs: lane `r` of `w[i]` holds row `r`'s codes of the inputs `4i..4i + 4`.
-    /// # Safety
-    /// `x` is valid for reading 32 bytes.
+    /// `start + dots_u`: levels whose instruction adds to what is there begin with it.
     #[inline(always)]
-    unsafe fn group_u(self, max: i32, w: [Self::B; 8], x: *const i8) -> Self::I {
-        // SAFETY: the caller vouches for the 32 bytes.
-        self.dots_u(max, w, unsafe { lanes_of_group(self, x) })
+    fn dots_from<const N: usize>(self, start: Self::I, max: i32, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
+        self.add_i(start, self.dots_u(max, w, x))
     }
-    /// `dots_s` of a group of 32 inputs, as [`Bytes::group_u`].
+    /// `start + dots_s`.
+    #[inline(always)]
+    fn dots_s_from<const N: usize>(self, start: Self::I, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
+        if Self::SIGNED_OFFSET == 0 { self.add_i(start, self.dots_s(w, x)) } else { self.dots_from(start, 255, w, x) }
+    }
+    /// The 32 bytes at `x`, four per register, in every lane.
+    ///
     /// # Safety
     /// `x` is valid for reading 32 bytes.
     #[inline(always)]
-    unsafe fn group_s(self, w: [Self::B; 8], x: *const i8) -> Self::I {
+    unsafe fn lanes_of_group(self, x: *const i8) -> [Self::B; 8] {
         // SAFETY: the caller vouches for the 32 bytes.
-        self.dots_s(w, unsafe { lanes_of_group(self, x) })
+        unsafe {
+            [
+                self.splat4(x),
+                self.splat4(x.add(4)),
+                self.splat4(x.add(8)),
+                self.splat4(x.add(12)),
+                self.splat4(x.add(16)),
+                self.splat4(x.add(20)),
+                self.splat4(x.add(24)),
+                self.splat4(x.add(28)),
+            ]
+        }
     }
     /// `(a << SHL >> SHR) & mask` per byte, one of the shifts being 0 (moves a bit plane into place).
     fn plane<const SHL: u32, const SHR: u32>(self, a: Self::B, mask: u8) -> Self::B;
     /// Bitwise or.
     fn or_b(self, a: Self::B, b: Self::B) -> Self::B;
-}
-
-/// The 32 bytes at `x`, four per register, in every lane.
-///
-/// # Safety
-/// `x` is valid for reading 32 bytes.
-#[inline(always)]
-unsafe fn lanes_of_group<I: Bytes>(isa: I, x: *const i8) -> [I::B; 8] {
-    // SAFETY: the caller vouches for the 32 bytes.
-    unsafe {
-        [
-            isa.splat4(x),
-            isa.splat4(x.add(4)),
-            isa.splat4(x.add(8)),
-            isa.splat4(x.add(12)),
-            isa.splat4(x.add(16)),
-            isa.splat4(x.add(20)),
-            isa.splat4(x.add(24)),
-            isa.splat4(x.add(28)),
-        ]
-    }
 }
 
 /// The two registers of a line (or, with 16 lanes, of the two halves' lines) whose pair sum is strip `s`, that is rows

@@ -42,6 +42,8 @@ impl Stored for Half {
 
 /// Tokens whose sums are held in registers together.
 const TILE: usize = 4;
+/// The same where a register holds a panel's rows: there are 32 of those, and a weight is converted once for more tokens.
+const LARGE_TILE: usize = 8;
 /// Inputs that are taken without asking for the end: a divisor of the group.
 const STEP: usize = 8;
 
@@ -143,6 +145,12 @@ unsafe fn tokens<I: Isa, W: Stored>(isa: I, a: Place, count: usize, add: bool) {
             return small_tokens::<I, W>(isa, a, count, add);
         }
         let mut t = 0;
+        if I::L == PANEL_ROWS {
+            while t + LARGE_TILE <= count {
+                strips::<I, W, LARGE_TILE>(isa, a, t, add);
+                t += LARGE_TILE;
+            }
+        }
         while t + TILE <= count {
             strips::<I, W, TILE>(isa, a, t, add);
             t += TILE;

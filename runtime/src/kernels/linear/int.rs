@@ -14,12 +14,13 @@
 //! 1. Codes are unsigned, so that the unsigned × signed dot instructions take them; Σx takes the offset out again.
 //! 2. Formats with a minimum add `f32(Σx) · (m · xscale)`; Σx comes with the activations.
 //! 3. One token keeps its sums in registers. With more, the sums live in `out`: a load and a store per 16 dot
-//!    products cost less than the registers would, and any number of tokens shares one unpacking.
+//!    products cost less than the registers would, and any number of tokens shares one unpacking. The dot products start
+//!    from what the offset makes, so that taking it out is one load.
 
 use crate::kernels::isa::{Bytes, strip};
-use crate::kernels::linear::LinearArgs;
 use crate::kernels::linear::codes::Codes;
 use crate::kernels::linear::groups::{Place, each_group};
+use crate::kernels::linear::{LinearArgs, MAX_TOKENS};
 use crate::weights::{GROUP, LINE, PANEL_ROWS};
 
 /// The body of the integer linear entries.
@@ -51,14 +52,15 @@ fn dots<I: Bytes, C: Codes>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
     if C::FORMAT.code_bits() == 8 { isa.dots_s(w, x) } else { isa.dots_u(C::MAX, w, x) }
 }
 
-/// Dot product with a group of activations, one lane per row; `w` holds 4 inputs per register.
+/// `start` and the dot product with a group of activations, one lane per row; `w` holds 4 inputs per register.
 ///
 /// # Safety
 /// `x` is valid for reading 32 bytes.
 #[inline(always)]
-unsafe fn group<I: Bytes, C: Codes>(isa: I, w: [I::B; 8], x: *const i8) -> I::I {
+unsafe fn group<I: Bytes, C: Codes>(isa: I, start: I::I, w: [I::B; 8], x: *const i8) -> I::I {
     // SAFETY: passed on.
-    unsafe { if C::FORMAT.code_bits() == 8 { isa.group_s(w, x) } else { isa.group_u(C::MAX, w, x) } }
+    let x = unsafe { isa.lanes_of_group(x) };
+    if C::FORMAT.code_bits() == 8 { isa.dots_s_from(start, w, x) } else { isa.dots_from(start, C::MAX, w, x) }
 }
 
 /// Calls `f` with the number of every strip, unrolled, so that the numbers are constants in it.
@@ -121,14 +123,14 @@ pub(super) unsafe fn load_strip<I: Bytes, C: Codes>(isa: I, table: I::B, place: 
 #[derive(Clone, Copy)]
 struct Group<I: Bytes> {
     x: [I::B; 4],
+    /// What to take off the dot product.
+    offset: I::I,
     scales: Scales<I>,
 }
 
 /// What goes with the codes of a group of one token's activations.
 #[derive(Clone, Copy)]
 struct Scales<I: Bytes> {
-    /// What to take off the dot product.
-    offset: I::I,
     /// The scale.
     x: I::F,
     /// The sum of the codes, for formats with a minimum.
@@ -143,9 +145,30 @@ unsafe fn load_group<I: Bytes, C: Codes>(isa: I, row: *const u8, groups: usize, 
     unsafe {
         let codes = row.add(g * GROUP).cast::<i8>();
         let scales = load_scales::<I, C>(isa, row, groups, g);
+        let offset = isa.splat_i(offset_of::<I, C>(row, groups, g));
         let x = [isa.splat8(codes), isa.splat8(codes.add(8)), isa.splat8(codes.add(16)), isa.splat8(codes.add(24))];
-        Group { x, scales }
+        Group { x, offset, scales }
     }
+}
+
+/// Σx of the group.
+///
+/// # Safety
+/// As [`load_group`].
+#[inline(always)]
+unsafe fn sum_of(row: *const u8, groups: usize, g: usize) -> i32 {
+    // SAFETY: as the layout of the row says.
+    unsafe { row.add(groups * (GROUP + 4)).cast::<i32>().add(g).read_unaligned() }
+}
+
+/// What the group's dot product is too large by.
+///
+/// # Safety
+/// As [`load_group`].
+#[inline(always)]
+unsafe fn offset_of<I: Bytes, C: Codes>(row: *const u8, groups: usize, g: usize) -> i32 {
+    // SAFETY: passed on.
+    unsafe { sum_of(row, groups, g) }.wrapping_mul(offset::<I, C>())
 }
 
 /// # Safety
@@ -155,12 +178,8 @@ unsafe fn load_scales<I: Bytes, C: Codes>(isa: I, row: *const u8, groups: usize,
     // SAFETY: as the layout of the row says.
     unsafe {
         let scale = row.add(groups * GROUP).cast::<f32>().add(g).read_unaligned();
-        let sum = row.add(groups * (GROUP + 4)).cast::<i32>().add(g).read_unaligned();
-        Scales {
-            offset: isa.splat_i(sum.wrapping_mul(offset::<I, C>())),
-            x: isa.splat(scale),
-            sum: isa.splat(if C::FORMAT.has_minimum() { sum as f32 } else { 0.0 }),
-        }
+        let sum = if C::FORMAT.has_minimum() { sum_of(row, groups, g) as f32 } else { 0.0 };
+        Scales { x: isa.splat(scale), sum: isa.splat(sum) }
     }
 }
 
@@ -168,13 +187,13 @@ unsafe fn load_scales<I: Bytes, C: Codes>(isa: I, row: *const u8, groups: usize,
 #[inline(always)]
 fn contribution<I: Bytes, C: Codes>(isa: I, w: &Strip<I>, x: &Group<I>) -> I::F {
     let sums = isa.pair_sum(dots::<I, C>(isa, w.a, x.x), dots::<I, C>(isa, w.b, x.x));
-    finish::<I, C>(isa, sums, w.multipliers, w.minima, x.scales)
+    let dot = if offset::<I, C>() == 0 { sums } else { isa.sub_i(sums, x.offset) };
+    finish::<I, C>(isa, dot, w.multipliers, w.minima, x.scales)
 }
 
-/// From the dot product of unsigned codes to the contribution.
+/// From the dot product to the contribution.
 #[inline(always)]
 fn finish<I: Bytes, C: Codes>(isa: I, dot: I::I, multipliers: I::F, minima: I::F, x: Scales<I>) -> I::F {
-    let dot = if offset::<I, C>() == 0 { dot } else { isa.sub_i(dot, x.offset) };
     let p = C::scaled(isa, isa.to_f(dot), multipliers, x.x);
     if C::FORMAT.has_minimum() { isa.add(p, isa.mul(x.sum, isa.mul(minima, x.x))) } else { p }
 }
@@ -228,6 +247,16 @@ unsafe fn many_tokens<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
         a,
         #[inline(always)]
         |place| {
+            let mut starts = [0i32; MAX_TOKENS];
+            let mut t = 0;
+            while t < a.tokens && offset::<I, C>() != 0 {
+                // SAFETY: t is below the number of tokens, which is at most that many; the row has the group.
+                unsafe {
+                    let offset = offset_of::<I, C>(a.x.wrapping_add(t * a.stride), groups, place.g);
+                    *starts.get_unchecked_mut(t) = offset.wrapping_neg();
+                }
+                t += 1;
+            }
             each_strip::<I>(
                 #[inline(always)]
                 |s| {
@@ -240,7 +269,8 @@ unsafe fn many_tokens<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
                         let mut out = a.out.cast::<f32>().add(s * I::L);
                         let mut t = 0;
                         while t < a.tokens {
-                            let dot = group::<I, C>(isa, w, row.add(place.g * GROUP).cast());
+                            let start = if offset::<I, C>() == 0 { 0 } else { *starts.get_unchecked(t) };
+                            let dot = group::<I, C>(isa, isa.splat_i(start), w, row.add(place.g * GROUP).cast());
                             let scales = load_scales::<I, C>(isa, row, groups, place.g);
                             let p = finish::<I, C>(isa, dot, multipliers, minima, scales);
                             isa.store(out, isa.add(isa.load(out), p));

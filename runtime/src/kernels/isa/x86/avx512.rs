@@ -195,6 +195,16 @@ unsafe impl<const TILES: bool> Bytes for Zmm<TILES> {
         op!(_mm512_dpbusd_epi32(acc, w, x))
     }
     #[inline(always)]
+    fn dots_from<const N: usize>(self, start: Self::I, _max: i32, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
+        let mut sum = start;
+        let mut i = 0;
+        while i < N {
+            sum = self.dot_u(sum, w[i], x[i]);
+            i += 1;
+        }
+        sum
+    }
+    #[inline(always)]
     fn dot_s(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I {
         // There is no 512-bit sign instruction: negate x where w is negative, and use |w|, unsigned.
         op!({

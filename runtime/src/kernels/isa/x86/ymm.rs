@@ -15,8 +15,8 @@ pub unsafe trait Dot: Copy + 'static {
     const SIGNED_OFFSET: i32;
     /// See [`Bytes::dot_u`].
     fn dot_u(acc: __m256i, w: __m256i, x: __m256i) -> __m256i;
-    /// See [`Bytes::dots_u`].
-    fn dots_u<const N: usize>(max: i32, w: [__m256i; N], x: [__m256i; N]) -> __m256i;
+    /// See [`Bytes::dots_from`].
+    fn dots_from<const N: usize>(start: __m256i, max: i32, w: [__m256i; N], x: [__m256i; N]) -> __m256i;
     /// See [`Bytes::prepare_s`].
     fn prepare_s(w: __m256i) -> __m256i;
     /// See [`Bytes::dots_s`].
@@ -35,10 +35,10 @@ unsafe impl Dot for Maddubs {
         op!(_mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1))))
     }
     #[inline(always)]
-    fn dots_u<const N: usize>(max: i32, w: [__m256i; N], x: [__m256i; N]) -> __m256i {
+    fn dots_from<const N: usize>(start: __m256i, max: i32, w: [__m256i; N], x: [__m256i; N]) -> __m256i {
         op!({
             let run = word_run(max);
-            let (mut sum, mut words) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            let (mut sum, mut words) = (start, _mm256_setzero_si256());
             let mut i = 0;
             while i < N {
                 words = _mm256_add_epi16(words, _mm256_maddubs_epi16(w[i], x[i]));
@@ -83,8 +83,8 @@ macro_rules! dpbusd {
                 op!($instruction(acc, w, x))
             }
             #[inline(always)]
-            fn dots_u<const N: usize>(_max: i32, w: [__m256i; N], x: [__m256i; N]) -> __m256i {
-                let mut sum = op!(_mm256_setzero_si256());
+            fn dots_from<const N: usize>(start: __m256i, _: i32, w: [__m256i; N], x: [__m256i; N]) -> __m256i {
+                let mut sum = start;
                 let mut i = 0;
                 while i < N {
                     sum = Self::dot_u(sum, w[i], x[i]);
@@ -98,7 +98,7 @@ macro_rules! dpbusd {
             }
             #[inline(always)]
             fn dots_s<const N: usize>(w: [__m256i; N], x: [__m256i; N]) -> __m256i {
-                Self::dots_u(255, w, x)
+                Self::dots_from(op!(_mm256_setzero_si256()), 255, w, x)
             }
         }
     };
@@ -314,7 +314,11 @@ unsafe impl<D: Dot> Bytes for Ymm<D> {
     }
     #[inline(always)]
     fn dots_u<const N: usize>(self, max: i32, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
-        D::dots_u(max, w, x)
+        D::dots_from(self.splat_i(0), max, w, x)
+    }
+    #[inline(always)]
+    fn dots_from<const N: usize>(self, start: Self::I, max: i32, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
+        D::dots_from(start, max, w, x)
     }
     #[inline(always)]
     fn prepare_s(self, w: Self::B) -> Self::B {
