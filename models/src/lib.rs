@@ -6,6 +6,7 @@
 
 pub mod allocate;
 pub mod arch;
+pub mod balance;
 pub mod block;
 pub mod buckets;
 pub mod config;

@@ -4,6 +4,8 @@ use lora_runtime::format::{BufferRecord, CacheRecord, EntryKind, Operand, Proble
 use lora_runtime::program::Op;
 use lora_runtime::weights::WeightFormat;
 
+use crate::balance::Factors;
+
 /// The part a matrix plays; decides its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
@@ -139,6 +141,8 @@ pub struct TensorSpec {
     pub role: Option<Role>,
     /// Layer, for reports.
     pub layer: Option<usize>,
+    /// What rows and columns are multiplied with; nothing as it comes out of the lowering.
+    pub factors: Factors,
 }
 
 /// A named result.

@@ -5,14 +5,15 @@
 //! cargo run --release -p conformance --example quality -- formats BASE [--dither] [--effort best] [q4 q5 q6 q8]
 //! cargo run --release -p conformance --example quality -- adapters [--effort best] [--limit N] [--quant q4] [ASSET…]
 //! cargo run --release -p conformance --example quality -- kv BASE [--dither] [--quant f32]
-//! cargo run --release -p conformance --example quality -- peers BASE [--dither] --bench PATH/lora-bench
+//! cargo run --release -p conformance --example quality -- peers BASE [--dither] --bench PATH/lora-bench [q4 q6 auto=95M …]
 //! cargo run --release -p conformance --example quality -- sentences BASE [q8 q6]
 //! ```
 //! `formats` packs a base without and with calibration (general text alone) and compares on `tests/data/quality/eval.txt`,
 //! which no calibration reads. `adapters` packs the trained adapters of `../shared/assets` with their calibration texts
-//! and asks the public test sets. `peers` has llama.cpp quantize the base (`lora-bench` built with its feature `llama-cpp`), reads
-//! the weights back, and compares them in the same way: run here as floats, so without what llama.cpp loses by rounding
-//! activations and keys and values. `sentences` embeds 200 of them, from the assets' tests and the general text, with a
+//! and asks the public test sets. `peers` has llama.cpp quantize the base (`lora-bench` built with its feature `llama-cpp`),
+//! packs it here as well (with `--effort`), and compares both twice: by the weights alone, read back and run here as
+//! floats; and as each program computes, with its own 8-bit activations and a KV cache of f16 on both sides. A format
+//! is a preset or `auto=SIZE`. Bases are packed with balanced channels. `sentences` embeds 200 of them, from the assets' tests and the general text, with a
 //! float pack and with quantized ones, and compares by cosine. `--dither` spreads every block weight by a seeded uniform ±½ step of its group of 32,
 //! the step taken as 1/15 of the group's range: for a base whose weights lie on a 4-bit grid, which would flatter
 //! 4-bit formats.
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use conformance::data;
-use conformance::desk::{Checked, Desk, Miss};
+use conformance::desk::{Checked, Desk, Ids, Miss};
 use conformance::real::{ASSETS, Asset, Verb, answers, labels};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
@@ -48,7 +49,10 @@ fn main() -> Result<()> {
             let base = if dither { dithered(&base, &desk.path("dithered"))? } else { base };
             match what {
                 "kv" => kv(&desk, &base, quant.as_deref().unwrap_or("f32")),
-                "peers" => peers(&desk, &base, Path::new(&bench.context("--bench: where is lora-bench?")?)),
+                "peers" => {
+                    let bench = bench.context("--bench: where is lora-bench?")?;
+                    peers(&desk, &base, Path::new(&bench), &effort, &args[2..])
+                }
                 _ => formats(&desk, &base, &effort, &args[2..]),
             }
         }
@@ -100,6 +104,19 @@ fn block_bits(desk: &Desk, file: &Path) -> Result<f64> {
     Ok(bytes * 8.0 / f64::max(weights, 1.0))
 }
 
+/// Options for a format: a preset's name, or `auto=SIZE`; with balanced channels where text is read.
+fn options(format: &str, effort: &str) -> Vec<String> {
+    let mut out = match format.split_once('=') {
+        Some((auto, size)) => strings(&["--quant", auto, "--target-size", size]),
+        None => strings(&["--quant", format]),
+    };
+    out.extend(strings(&["--effort", effort]));
+    if effort != "fast" {
+        out.extend(strings(&["--balance", "yes"]));
+    }
+    out
+}
+
 fn eval_text() -> String {
     data::workspace().join("tests/data/quality/eval.txt").to_string_lossy().into_owned()
 }
@@ -110,9 +127,11 @@ fn formats(desk: &Desk, base: &Path, effort: &str, formats: &[String]) -> Result
     println!("| format | effort | bits in blocks | MB | KL | p99 KL | top-1 | perplexity (float) | CPU s |");
     println!("|---|---|---|---|---|---|---|---|---|");
     for format in formats {
-        for effort in ["fast", effort] {
+        // Measuring needs text.
+        let fast = (effort != "fast" && !format.starts_with("auto")).then_some("fast");
+        for effort in fast.into_iter().chain([effort]) {
             let file = desk.path("formats.lpk");
-            let (report, cpu) = pack(desk, base, &strings(&["--quant", format, "--effort", effort]), &file)?;
+            let (report, cpu) = pack(desk, base, &options(format, effort), &file)?;
             let n = verify(desk, &file, base, &strings(&["--text", &eval_text()]))?;
             println!(
                 "| {format} | {effort} | {:.2} | {:.1} | {} | {} | {} | {} ({}) | {cpu:.0} |",
@@ -212,37 +231,109 @@ const PEERS: [(&str, bool); 10] = [
     ("q8_0", false),
 ];
 
-fn peers(desk: &Desk, base: &Path, bench: &Path) -> Result<()> {
-    let whole = desk.path("whole.gguf");
+/// The numbers of a comparison as cells of a table.
+fn cells(n: &Value) -> String {
+    format!("{} | {} | {}", number(&n["kl_mean"], 5), number(&n["kl_p99"], 3), number(&n["top1"], 4))
+}
+
+fn peers(desk: &Desk, base: &Path, bench: &Path, effort: &str, formats: &[String]) -> Result<()> {
+    let (whole, float) = (desk.path("whole.gguf"), desk.path("whole.lpk"));
     let call = desk.pack("export").arg("--base").arg(base).args(["--to", "gguf", "--type", "f32"]);
     plain(desk.produce(call, &whole))?;
+    pack(desk, base, &strings(&["--quant", "f32"]), &float)?;
     let text = data::workspace().join("tools/lora-pack/src/calibrate/general.txt");
-    println!("| type | importance | MB | KL | p99 KL | top-1 | perplexity (float) |\n|---|---|---|---|---|---|---|");
+    let ids = token_lists(desk, &float)?;
+    let reference = {
+        let inputs: Vec<Ids> = ids.iter().map(|ids| Ids { ids: ids.clone(), ..Ids::default() }).collect();
+        let outputs = plain(desk.raw(&float, &inputs, &[]))?;
+        let rows = |i| -> Result<Vec<f32>> { Ok(outputs.get(&format!("{i}.logits"))?.data.clone()) };
+        (0..ids.len()).map(rows).collect::<Result<Vec<_>>>()?.concat()
+    };
+    let lists = desk.path("lists.json");
+    std::fs::write(&lists, serde_json::to_string(&ids)?)?;
+    // The weights of a file, run as floats.
+    let weights = |file: &Path| -> Result<Value> {
+        let read = desk.path("read.lpk");
+        pack(desk, file, &strings(&["--quant", "f32", "--no-tokenizer"]), &read)?;
+        verify(desk, &read, base, &strings(&["--text", &eval_text()]))
+    };
+    println!("| file | effort or importance | MB | KL, weights alone | p99 | top-1 | KL, all in | p99 | top-1 |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let all = strings(&["q4", "q5", "q6", "q8"]);
+    for format in if formats.is_empty() { &all } else { formats } {
+        let file = desk.path("own.lpk");
+        let (report, _) = pack(desk, base, &options(format, effort), &file)?;
+        let run = verify(desk, &file, base, &strings(&["--text", &eval_text(), "--kv", "f16"]))?;
+        let size = report["file_bytes"].as_f64().unwrap_or(0.0) / 1e6;
+        println!("| {format} | {effort} | {size:.1} | {} | {} |", cells(&weights(&file)?), cells(&run));
+    }
     for (kind, importance) in PEERS {
-        let (quantized, file) = (desk.path("quantized.gguf"), desk.path("quantized.lpk"));
+        let (quantized, logits) = (desk.path("quantized.gguf"), desk.path("logits.f32"));
         let mut call = std::process::Command::new(bench);
         call.arg("quantize").args([&whole, &quantized]).args(["--type", kind]);
         if importance {
             call.arg("--importance").arg(&text);
         }
-        let done = call.output().with_context(|| format!("cannot run {}", bench.display()))?;
-        if !done.status.success() {
-            bail!("{}", String::from_utf8_lossy(&done.stderr).trim());
-        }
-        pack(desk, &quantized, &strings(&["--quant", "f32"]), &file)?;
-        let n = verify(desk, &file, base, &strings(&["--text", &eval_text()]))?;
+        run_bench(call)?;
+        let mut call = std::process::Command::new(bench);
+        call.arg("logits").arg(&quantized).arg("--ids").arg(&lists).arg("--out").arg(&logits);
+        run_bench(call)?;
+        let bytes = std::fs::read(&logits)?;
+        let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let run = divergence(&reference, &values, ids.iter().map(Vec::len).sum())?;
         println!(
-            "| {kind} | {} | {:.1} | {} | {} | {} | {} ({}) |",
-            if importance { "general text" } else { "" },
+            "| {kind} | {} | {:.1} | {} | {} |",
+            if importance { "yes" } else { "" },
             std::fs::metadata(&quantized)?.len() as f64 / 1e6,
-            number(&n["kl_mean"], 5),
-            number(&n["kl_p99"], 3),
-            number(&n["top1"], 4),
-            number(&n["perplexity"], 3),
-            number(&n["perplexity_float"], 3),
+            cells(&weights(&quantized)?),
+            cells(&run),
         );
     }
     Ok(())
+}
+
+fn run_bench(mut call: std::process::Command) -> Result<()> {
+    let done = call.output().with_context(|| format!("cannot run {}", call.get_program().display()))?;
+    if !done.status.success() {
+        bail!("{}", String::from_utf8_lossy(&done.stderr).trim());
+    }
+    Ok(())
+}
+
+/// The evaluation text as token ids, a list a line.
+fn token_lists(desk: &Desk, lpk: &Path) -> Result<Vec<Vec<u32>>> {
+    let text = std::fs::read_to_string(eval_text())?;
+    let mut out = Vec::new();
+    for line in text.lines().filter(|l| !l.trim().is_empty()) {
+        let done = plain(desk.succeed(&desk.run("tokenize", lpk).arg(line).arg("--json")))?;
+        let tokens: Value = serde_json::from_str(&done.stdout)?;
+        let ids = tokens["ids"].as_array().context("token ids")?;
+        out.push(ids.iter().filter_map(Value::as_u64).map(u32::try_from).collect::<Result<_, _>>()?);
+    }
+    Ok(out)
+}
+
+/// KL of rows of logits to others, and how often the first choice is the same, as `verify` gives them.
+fn divergence(float: &[f32], other: &[f32], rows: usize) -> Result<Value> {
+    if float.len() != other.len() || rows == 0 || !float.len().is_multiple_of(rows) {
+        bail!("{} logits beside {} in {rows} rows", other.len(), float.len());
+    }
+    let log_softmax = |row: &[f32]| -> Vec<f64> {
+        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|x| f64::from(x - top).exp()).sum();
+        row.iter().map(|x| f64::from(x - top) - sum.ln()).collect()
+    };
+    let best = |row: &[f32]| row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best });
+    let width = float.len() / rows;
+    let (mut kl, mut same) = (Vec::with_capacity(rows), 0);
+    for (a, b) in float.chunks_exact(width).zip(other.chunks_exact(width)) {
+        let (p, q) = (log_softmax(a), log_softmax(b));
+        kl.push(p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>());
+        same += usize::from(best(a) == best(b));
+    }
+    kl.sort_by(f64::total_cmp);
+    Ok(serde_json::json!({"kl_mean": kl.iter().sum::<f64>() / rows as f64, "kl_p99": kl[(rows * 99).div_ceil(100) - 1],
+        "top1": same as f64 / rows as f64}))
 }
 
 fn adapters(effort: &str, quant: &str, limit: usize, names: &[String]) -> Result<()> {

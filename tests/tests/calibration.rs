@@ -72,6 +72,45 @@ fn task_text_keeps_the_fine_tune_and_verify_holds_packs_to_bars() {
 }
 
 #[test]
+fn balanced_packs_are_closed_to_adapters_and_still_the_same_checkpoint() {
+    let desk = Desk::new(&demo("tiny-base")).expect("a temporary folder");
+    let calib = demo("calib.txt");
+    let calib = calib.to_str().expect("a plain path");
+    let options = |balance| ["--quant", "q8", "--calib", calib, "--balance", balance];
+    let (open, _) = packed(&desk, "open.lpk", &options("no"));
+    let (balanced, report) = packed(&desk, "balanced.lpk", &options("yes"));
+    assert!(report["balanced"].as_u64().is_some_and(|n| n > 0), "{report}");
+    let numbers = |file: &Path| {
+        let seen = desk.json_object(&verify(&desk, file, &[])).unwrap_or_else(|miss| panic!("{miss:?}"));
+        let number = |name: &str| seen["numbers"][name].as_f64().expect("a number");
+        (number("kl_mean"), number("projection"))
+    };
+    let (before, after) = (numbers(&open), numbers(&balanced));
+    // A small model has no outliers to speak of: here it has to be no worse than 8 bits are.
+    conformance::say(&format!("task KL at 8 bits {:.6}, balanced {:.6}", before.0, after.0));
+    assert!(after.0 < 0.0002 && (after.1 - 1.0).abs() < 0.001, "{before:?} {after:?}");
+
+    let adapter = desk.path("adapter.lpk");
+    desk.produce(of_demo(desk.pack("adapter")), &adapter).unwrap_or_else(|miss| panic!("{miss:?}"));
+    let attached = |file: &Path| {
+        let call = desk.run("generate", file).arg("--adapter").arg(&adapter).args(["-n", "1", "--ids", "5,6"]);
+        call.run().expect("lora-run starts")
+    };
+    assert_eq!(attached(&open).code, Some(0), "{}", attached(&open).stderr);
+    let refused = attached(&balanced);
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(refused.stderr.contains("--balance no"), "{}", refused.stderr);
+
+    // Read as a base it has the checkpoint's values, as near as 8 bits are, and takes adapters.
+    let again = desk.path("again.lpk");
+    let call = desk.pack("merge").arg("--base").arg(&balanced).args(["--quant", "f32", "--no-tokenizer"]);
+    desk.produce(call, &again).unwrap_or_else(|miss| panic!("{miss:?}"));
+    let read = numbers(&again);
+    assert!(read.0 < 0.0002 && (read.1 - 1.0).abs() < 0.001, "{read:?}");
+    assert_eq!(attached(&again).code, Some(0), "{}", attached(&again).stderr);
+}
+
+#[test]
 fn auto_keeps_the_size_and_spends_it_where_it_counts() {
     let desk = Desk::new(&demo("tiny-base")).expect("a temporary folder");
     let (file, report) = packed(&desk, "auto.lpk", &["--quant", "auto", "--target-size", "3600k"]);
@@ -104,6 +143,7 @@ fn options_that_contradict_each_other_are_refused() {
         (vec!["--quant", "auto", "--effort", "fast"], "--quant auto measures on text"),
         (vec!["--quant", "q4", "--target-size", "3M"], "go with --quant auto"),
         (vec!["--quant", "q4", "--calib", empty], "holds no text"),
+        (vec!["--quant", "q4", "--balance", "yes"], "--balance yes needs text"),
     ] {
         let out = desk.path("refused.lpk");
         let done = of_demo(desk.pack("merge")).args(&options).arg("-o").arg(&out).run().expect("lora-pack starts");

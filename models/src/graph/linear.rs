@@ -6,6 +6,7 @@ use lora_runtime::program::Op;
 use lora_runtime::weights::WeightFormat;
 
 use super::Graph;
+use crate::balance::Factors;
 use crate::error::ModelError;
 use crate::experts::{Choice, ExpertSum};
 use crate::spec::{Part, Role, RowMap, SlotSpec, Source, Storage, TensorSpec};
@@ -293,6 +294,7 @@ impl Graph<'_> {
             parts,
             role,
             layer,
+            factors: Factors::default(),
         })?;
         let bias = if any_bias {
             self.tensor(TensorSpec {
@@ -303,6 +305,7 @@ impl Graph<'_> {
                 parts: bias_parts,
                 role: None,
                 layer,
+                factors: Factors::default(),
             })?
         } else {
             NONE

@@ -4,6 +4,7 @@ use lora_runtime::format::{NONE, SlotKind};
 use lora_runtime::weights::WeightFormat;
 
 use super::Graph;
+use crate::balance::Factors;
 use crate::error::ModelError;
 use crate::spec::{Part, Product, Role, RowMap, SlotSpec, Source, Storage, TensorSpec};
 
@@ -80,6 +81,7 @@ impl Graph<'_> {
             }],
             role: None,
             layer: self.depth.map(|d| d.layer),
+            factors: Factors::default(),
         })
     }
 
@@ -97,6 +99,7 @@ impl Graph<'_> {
             parts: vec![Part { source: Source::Values(values), rows, add: 0.0, module: String::new() }],
             role: None,
             layer: None,
+            factors: Factors::default(),
         })
     }
 
@@ -113,6 +116,7 @@ impl Graph<'_> {
             parts: vec![Part { source, rows, add: 0.0, module: String::new() }],
             role: None,
             layer: None,
+            factors: Factors::default(),
         })
     }
 
@@ -132,6 +136,7 @@ impl Graph<'_> {
             parts: vec![Part { source: source.clone(), rows, add: 0.0, module: String::new() }],
             role: Some(role),
             layer: self.depth.map(|d| d.layer),
+            factors: Factors::default(),
         })?;
         self.inputs += 1;
         let slot =
@@ -160,6 +165,7 @@ impl Graph<'_> {
             parts: vec![Part { source: Source::Values(values), rows, add: 0.0, module: String::new() }],
             role: Some(role),
             layer: None,
+            factors: Factors::default(),
         })
     }
 
@@ -192,6 +198,7 @@ impl Graph<'_> {
             }],
             role: Some(role),
             layer: None,
+            factors: Factors::default(),
         })
     }
 

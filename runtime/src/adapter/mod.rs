@@ -48,7 +48,14 @@ impl<'a> Adapter<'a> {
                 Error::new(ErrorKind::Mismatch, "header.kind: not an adapter").values(file.header.kind.into(), 2)
             );
         }
-        if file.header.fingerprint != base.file.header.fingerprint {
+        let (own, of_base) = (&file.header.fingerprint, &base.file.header.fingerprint);
+        if own.iter().zip(of_base).all(|(a, b)| *a == !*b) {
+            return Err(Error::new(
+                ErrorKind::Mismatch,
+                "the base's channels are balanced, which adapters do not fit: pack it with --balance no (header.fingerprint)",
+            ));
+        }
+        if own != of_base {
             return Err(Error::new(ErrorKind::Mismatch, "the adapter is for another base (header.fingerprint)"));
         }
         let needs = verify::verify(&file, base)?;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
+use std::io::Write as _;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::ptr;
@@ -113,6 +114,50 @@ impl Runner for Llama<'_> {
         }
         Ok(())
     }
+}
+
+/// Longest list of tokens for [`logits`].
+const LONGEST: u32 = 512;
+
+/// Writes the logits of every token of some lists, as llama.cpp computes them by default.
+///
+/// # Errors
+/// A list that is too long or holds other ids than the model has, llama.cpp's, or the disk's.
+pub fn logits(model: &Path, ids: &Path, out: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(ids).with_context(|| ids.display().to_string())?;
+    let lists: Vec<Vec<i32>> = serde_json::from_str(&text).with_context(|| ids.display().to_string())?;
+    let backend = backend()?;
+    let model = load(&backend, model)?;
+    let threads = i32::try_from(std::thread::available_parallelism()?.get())?;
+    let params = LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(LONGEST))
+        .with_n_batch(LONGEST)
+        .with_n_ubatch(LONGEST)
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads);
+    let mut context = model.new_context(&backend, params)?;
+    let mut batch = LlamaBatch::new(LONGEST as usize, 1);
+    let mut file = std::io::BufWriter::new(std::fs::File::create(out).with_context(|| out.display().to_string())?);
+    for list in &lists {
+        if list.len() > LONGEST as usize {
+            bail!("{} tokens at once, {LONGEST} are possible", list.len());
+        }
+        if let Some(id) = list.iter().find(|id| !(0..model.n_vocab()).contains(*id)) {
+            bail!("{id} is no token of this model");
+        }
+        context.clear_kv_cache();
+        batch.clear();
+        for (i, id) in list.iter().enumerate() {
+            batch.add(LlamaToken::new(*id), i as i32, &[0], true)?;
+        }
+        context.decode(&mut batch)?;
+        for i in 0..list.len() {
+            for v in context.get_logits_ith(i as i32) {
+                file.write_all(&v.to_le_bytes())?;
+            }
+        }
+    }
+    Ok(file.flush()?)
 }
 
 /// What llama.cpp's quantizer makes.

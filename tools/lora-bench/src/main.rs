@@ -10,6 +10,7 @@
 //! adapter   what unmerged mode costs: opening, switching, memory, speed
 //! report    all of it for several pairs of models, as docs/performance.md
 //! quantize  a GGUF file, by llama.cpp's own quantizer
+//! logits    of given tokens, as llama.cpp computes them
 //! ```
 
 mod adapter;
@@ -81,6 +82,18 @@ enum Verb {
         #[arg(long, value_name = "FILE", requires = "kind")]
         importance: Option<PathBuf>,
     },
+    /// Write what llama.cpp computes for given tokens: its own activations, an f16 KV cache
+    #[cfg(feature = "llama-cpp")]
+    Logits {
+        /// A GGUF file
+        model: PathBuf,
+        /// Token ids: a JSON list of lists, each of which is run from the beginning
+        #[arg(long, value_name = "FILE")]
+        ids: PathBuf,
+        /// The file to write: f32, little-endian, a row for each token
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
@@ -99,6 +112,8 @@ fn main() -> Result<()> {
             let form = kind.map_or(llama::Form::Pure(bits), llama::Form::Mixture);
             llama::quantize(&from, &to, &form, importance.as_deref())
         }
+        #[cfg(feature = "llama-cpp")]
+        Verb::Logits { model, ids, out } => llama::logits(&model, &ids, &out),
     }
 }
 

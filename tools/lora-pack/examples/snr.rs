@@ -82,7 +82,7 @@ fn decibels((signal, noise): (f64, f64)) -> f64 {
 
 fn report(weights: &[Weight]) {
     println!("format     bits   equal importance   none known");
-    for format in WeightFormat::ALL.into_iter().filter(|format| !format.is_float()) {
+    for format in WeightFormat::ALL.into_iter().filter(|format| !format.is_float() && !format.is_import()) {
         let bits = weights.iter().map(|w| format.tensor_bytes(w.rows, w.columns) * 8).sum::<usize>() as f64;
         println!(
             "{:6} {:8.3} {:15.2} dB {:9.2} dB",

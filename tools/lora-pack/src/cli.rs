@@ -103,9 +103,14 @@ pub struct MergeArgs {
     #[arg(long, value_name = "FILE")]
     pub calib: Vec<PathBuf>,
     /// Work that goes into quantization: fast (scales alone), normal (error feedback on 8 k tokens of text; the default
-    /// with --calib), best (fitted to the float model's outputs, on 28 k tokens)
+    /// with --calib), best (fitted to the float model's outputs, on 24 k tokens)
     #[arg(long, value_name = "fast|normal|best", value_parser = parse_effort)]
     pub effort: Option<Effort>,
+    /// Whether to move a part of large channels' size from activations into weights, as the text shows them: the float
+    /// model stays the same, the quantized one gets closer to it, but adapters can no longer be attached to the file
+    /// (default: where text is read, adapters are merged and the base is not quantized)
+    #[arg(long, value_name = "yes|no", value_parser = parse_yes_no)]
+    pub balance: Option<bool>,
     /// Packing.
     #[command(flatten)]
     pub pack: PackArgs,
@@ -548,6 +553,14 @@ fn parse_size(s: &str) -> Result<u64, String> {
     match digits.parse::<f64>() {
         Ok(n) if n.is_finite() && n > 0.0 => Ok((n * factor) as u64),
         _ => Err("expected a number of bytes, or one with k, M or G".into()),
+    }
+}
+
+fn parse_yes_no(s: &str) -> Result<bool, String> {
+    match s {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("yes or no?".into()),
     }
 }
 

@@ -57,7 +57,7 @@ pub fn of_changed(merged: &Merged<'_>) -> Option<WeightFormat> {
 /// done to them. The values are the same to the bit.
 #[must_use]
 pub fn carried(spec: &TensorSpec, merged: &Merged<'_>, format: WeightFormat) -> Option<QuantizedRows> {
-    if format.is_float() {
+    if format.is_float() || !spec.factors.is_empty() {
         return None;
     }
     let mut rows = QuantizedRows {

@@ -10,7 +10,7 @@ use lora_runtime::weights::WeightFormat;
 
 use crate::calibrate::compare::{Distance, Side, compare};
 use crate::calibrate::weights::{self, WeightErrors};
-use crate::calibrate::{Twin, count, targets, text};
+use crate::calibrate::{Balance, Twin, count, targets, text};
 use crate::merge::{AdapterSpec, MergeOptions, Merged};
 use crate::pack::{PackOptions, float_twin};
 use crate::source::BaseModel;
@@ -90,7 +90,7 @@ fn twin(base: &BaseModel, merged: &Merged<'_>, task: Task) -> Result<Twin> {
     let options = PackOptions { task: Some(task), no_tokenizer: true, ..PackOptions::new(WeightFormat::F32) };
     let policy = lora_models::Policy::new(WeightFormat::F32);
     let beside = std::env::temp_dir().join("float.lpk");
-    float_twin(base, merged, &options, &policy, &beside, &mut |_, _, _| {})
+    float_twin(base, merged, &options, (&policy, &Balance::default()), &beside, &mut |_, _, _| {})
 }
 
 impl Numbers {

@@ -6,6 +6,7 @@
 //! one linear, the packed matrices, and a temporary file of the model in f32 beside the output.
 
 pub mod auto;
+pub mod balance;
 pub mod compare;
 pub mod factor;
 pub mod moments;
@@ -23,6 +24,7 @@ use lora_runtime::Model;
 use lora_runtime::format::Task;
 use lora_runtime::map::Mapping;
 
+pub use balance::Balance;
 pub use factor::Factor;
 pub use moments::Moments;
 pub use run::{Calibrated, Job, Ready, calibrate};
@@ -59,7 +61,7 @@ impl Effort {
         match self {
             Self::Fast => 0,
             Self::Normal => 8192,
-            Self::Best => 28672,
+            Self::Best => 24576,
         }
     }
 }

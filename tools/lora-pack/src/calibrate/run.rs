@@ -98,7 +98,7 @@ pub fn calibrate(job: &Job<'_>, documents: &[Document], progress: &mut dyn FnMut
 }
 
 /// The step of a document in each entry.
-struct Sequence {
+pub(super) struct Sequence {
     encode: Vec<u32>,
     decode: Vec<u32>,
     types: Vec<u32>,
@@ -107,7 +107,7 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn new(model: &Model<'_>, document: &Document) -> Self {
+    pub(super) fn new(model: &Model<'_>, document: &Document) -> Self {
         let encodes = model.entry(EntryKind::Encode).is_ok();
         let (encode, decode) = if encodes {
             (document.tokens.clone(), document.target.clone())
@@ -129,14 +129,14 @@ impl Sequence {
         }
     }
 
-    fn step(&self, kind: EntryKind) -> Option<Step<'_>> {
+    pub(super) fn step(&self, kind: EntryKind) -> Option<Step<'_>> {
         let (tokens, i) = if kind == EntryKind::Encode { (&self.encode, 0) } else { (&self.decode, 1) };
         let token_types = if self.types.len() == tokens.len() { self.types.as_slice() } else { &[] };
         let step = Step { tokens, token_types, segments: &self.segments[i], outputs: &self.outputs[i] };
         (!tokens.is_empty()).then_some(step)
     }
 
-    fn config(&self) -> SessionConfig {
+    pub(super) fn config(&self) -> SessionConfig {
         SessionConfig {
             context: self.decode.len().max(1) as u32,
             tokens: self.encode.len().max(self.decode.len()) as u32,

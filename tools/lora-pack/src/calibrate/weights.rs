@@ -1,14 +1,18 @@
 //! A packed file's weights beside the float ones: errors by module, and how much of an adapter's change is in them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use lora_runtime::format::{File, Tensor};
+use lora_models::Policy;
+use lora_models::balance::Factors;
+use lora_runtime::format::{File, Task, Tensor};
 use lora_runtime::kernels::dequant_row;
-use lora_runtime::weights::PANEL_ROWS;
+use lora_runtime::weights::{PANEL_ROWS, WeightFormat};
 use rayon::prelude::*;
 
+use super::balance;
 use crate::merge::Merged;
+use crate::pack::View;
 
 /// The error of one module's matrix.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -39,6 +43,11 @@ pub struct WeightErrors {
 /// A tensor cannot be read or merged.
 pub fn compare(file: &File<'_>, merged: &Merged<'_>) -> Result<WeightErrors> {
     let changed: BTreeSet<String> = merged.changed().into_iter().map(|c| c.name).collect();
+    let view = View { merged, keep: false };
+    let task = Task::from_u32(file.info.task).unwrap_or(Task::Other);
+    let lowered = lora_models::lower(merged.config(), &view, task, Policy::new(WeightFormat::F32))?;
+    let factors: BTreeMap<u32, Factors> =
+        balance::of_file(file, &lowered)?.into_iter().map(|(t, f)| (t, f.inverse())).collect();
     let mut out = WeightErrors::default();
     let (mut along, mut square, mut base_square) = (0.0, 0.0, 0.0);
     for slot in file.slots {
@@ -65,6 +74,9 @@ pub fn compare(file: &File<'_>, merged: &Merged<'_>) -> Result<WeightErrors> {
             let at = slot.row_start as usize + r;
             let panel = &data[at / PANEL_ROWS * panel_bytes..][..panel_bytes];
             dequant_row(format, &file.header.codebook, panel, at % PANEL_ROWS, out);
+            if let Some(f) = factors.get(&slot.tensor) {
+                f.apply(at, cols, out);
+            }
         });
         let (signal, noise) = w.iter().zip(&packed).fold((0.0, 0.0), |(s, n), (w, q)| {
             let (w, e) = (f64::from(*w), f64::from(q - w));

@@ -15,7 +15,7 @@ use lora_runtime::weights::WeightFormat;
 use super::fill::{Values, fill};
 use super::matrix::write_matrix;
 use super::{PackOptions, PackReport, Progress, info, label_names, tokenizer};
-use crate::calibrate::Ready;
+use crate::calibrate::{Balance, Ready, balance};
 use crate::golden;
 use crate::keep;
 use crate::merge::Merged;
@@ -31,6 +31,8 @@ pub(super) struct Writing<'w, 'b> {
     pub lowered: &'w Lowered,
     /// Matrices that are quantized already.
     pub ready: &'w Ready,
+    /// What `lowered` was rescaled by.
+    pub balance: &'w Balance,
 }
 
 impl Writing<'_, '_> {
@@ -40,7 +42,7 @@ impl Writing<'_, '_> {
         mut meta: BTreeMap<String, String>,
         progress: Progress<'_>,
     ) -> Result<PackReport> {
-        let Self { base, merged, options, lowered, ready } = *self;
+        let Self { base, merged, options, lowered, ready, balance } = *self;
         let config = merged.config();
         let tokenizer = tokenizer(base, merged, lowered.vocab, options)?;
         let sentence = match lowered.task {
@@ -116,6 +118,11 @@ impl Writing<'_, '_> {
         if !special.is_empty() {
             meta.insert("tokenizer.special_tokens".into(), serde_json::to_string(&special)?);
         }
+        let mut fingerprint = base.fingerprint();
+        if !balance.is_empty() {
+            meta.insert(balance::KEY.into(), balance.encode());
+            fingerprint = balance::fingerprint(fingerprint);
+        }
         let (entries, ops, outputs) = program(lowered, &mut strings);
         let slots = slots(lowered, &mut strings);
         // A vector's slot, or the first of a linear's.
@@ -124,7 +131,7 @@ impl Writing<'_, '_> {
         }
         let tables = Tables {
             kind: FileKind::Model,
-            fingerprint: base.fingerprint(),
+            fingerprint,
             codebook,
             info: Some(info),
             meta,
@@ -155,6 +162,7 @@ impl Writing<'_, '_> {
             formats,
             carried,
             calibration: None,
+            balanced: balance.sites(),
             distance: None,
             seconds: 0.0,
         })

@@ -1,6 +1,7 @@
 //! The values of a tensor of the file, out of the merged checkpoint.
 
 use anyhow::{Context, Result, bail};
+use lora_models::balance::Factors;
 use lora_models::spec::{Part, Product, RowMap, Source, Storage, TensorSpec};
 use rayon::prelude::*;
 
@@ -14,7 +15,7 @@ pub(crate) fn fill(spec: &TensorSpec, merged: &Merged<'_>) -> Result<Vec<f32>> {
 /// The values of one part of a tensor with rows of `width` values.
 pub(crate) fn fill_part(part: &Part, width: usize, merged: &Merged<'_>) -> Result<Vec<f32>> {
     let part = PartValues::new(part, width, merged)?;
-    Values { rows: part.rows, cols: width, parts: vec![part] }.all()
+    Values { rows: part.rows, cols: width, parts: vec![part], factors: Factors::default() }.all()
 }
 
 /// The values of a tensor, to be read some rows at a time.
@@ -24,6 +25,7 @@ pub(super) struct Values<'m> {
     pub rows: usize,
     /// Values of a row; of a vector 1.
     pub cols: usize,
+    factors: Factors,
 }
 
 /// A run of rows.
@@ -54,14 +56,20 @@ impl<'m> Values<'m> {
         if found != rows {
             bail!("{} values where {} × {} are expected", found * cols, spec.rows, spec.cols);
         }
-        Ok(Self { parts, rows, cols })
+        Ok(Self { parts, rows, cols, factors: spec.factors.clone() })
     }
 
     /// Reads as many rows as `out` takes, from row `first` on.
     ///
     /// # Errors
     /// A number is not finite.
-    pub fn read(&self, mut first: usize, mut out: &mut [f32]) -> Result<()> {
+    pub fn read(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        self.read_parts(first, out)?;
+        self.factors.apply(first, self.cols, out);
+        Ok(())
+    }
+
+    fn read_parts(&self, mut first: usize, mut out: &mut [f32]) -> Result<()> {
         for part in &self.parts {
             if first >= part.rows {
                 first -= part.rows;

@@ -27,7 +27,7 @@ pub(crate) use self::task::task_number;
 pub use self::task::{headless, task_of};
 use crate::calibrate::auto::{self, Budget};
 use crate::calibrate::compare::{Distance, Side, compare};
-use crate::calibrate::{self, Calibrated, Effort, Job, Ready, Summary, Twin, own};
+use crate::calibrate::{self, Balance, Calibrated, Effort, Job, Ready, Summary, Twin, own};
 use crate::keep;
 use crate::merge::Merged;
 use crate::quantize::Q4_TABLE;
@@ -54,6 +54,8 @@ pub struct PackOptions {
     pub calib: Vec<PathBuf>,
     /// Choose formats by measurement to keep this size, instead of by the preset of `format`.
     pub budget: Option<Budget>,
+    /// Rescale channels where text says how ([`calibrate::balance`]). Adapters cannot be attached to the file then.
+    pub balance: bool,
 }
 
 impl PackOptions {
@@ -69,6 +71,7 @@ impl PackOptions {
             effort: Effort::Fast,
             calib: Vec::new(),
             budget: None,
+            balance: false,
         }
     }
 }
@@ -96,6 +99,8 @@ pub struct PackReport {
     pub carried: usize,
     /// What was calibrated with.
     pub calibration: Option<Summary>,
+    /// Values whose channels were rescaled.
+    pub balanced: usize,
     /// How far the packed model is from the float one, on text that was kept apart.
     pub distance: Option<Distance>,
     /// Seconds of the whole pack.
@@ -138,8 +143,9 @@ pub fn pack(
     let mut meta = extra_meta;
     meta.insert("quant.effort".into(), options.effort.name().into());
     if options.effort == Effort::Fast || options.format.is_float() {
-        let lowered = lower(merged, options, Policy::new(options.format))?;
-        let file = Writing { base, merged, options, lowered: &lowered, ready: &Ready::new() };
+        let balance = Balance::default();
+        let lowered = lower(merged, options, Policy::new(options.format), &balance)?;
+        let file = Writing { base, merged, options, lowered: &lowered, ready: &Ready::new(), balance: &balance };
         let report = file.write(LpkWriter::create(out)?, meta, progress)?;
         return Ok(PackReport { seconds: start.elapsed().as_secs_f64(), ..report });
     }
@@ -157,15 +163,22 @@ fn calibrated(
     progress: Progress<'_>,
 ) -> Result<PackReport> {
     let mut policy = Policy::new(options.format);
+    let mut balance = Balance::default();
     if options.budget.is_some() {
-        policy.chosen = auto::separate(&lower(merged, options, policy.clone())?);
+        policy.chosen = auto::separate(&lower(merged, options, policy.clone(), &balance)?);
     }
-    let mut lowered = lower(merged, options, policy.clone())?;
-    let mut twin = float_twin(base, merged, options, &policy, out, progress)?;
+    let mut lowered = lower(merged, options, policy.clone(), &balance)?;
+    let mut twin = float_twin(base, merged, options, (&policy, &balance), out, progress)?;
     let (documents, proof, summary) =
         calibrate::documents(&twin.model()?, &options.calib, options.effort, &|starts, tokens| {
             own::write(&eight_bit(base, merged, options, out)?.model()?, starts, tokens)
         })?;
+    if options.balance {
+        let values = |tensor: usize| fill(&lowered.tensors[tensor], merged);
+        balance = Balance::measure(twin.model()?, &lowered, &documents, &values)?;
+        lowered = lower(merged, options, policy.clone(), &balance)?;
+        twin = float_twin(base, merged, options, (&policy, &balance), out, progress)?;
+    }
     if let Some(budget) = options.budget {
         if lowered.entries.iter().flat_map(|e| &e.ops).any(|op| matches!(op, Op::ExpertLinear { .. })) {
             bail!(
@@ -180,8 +193,8 @@ fn calibrated(
         policy.chosen = auto::choose(&job, &documents, budget, overhead, &mut |done, total| {
             progress("measuring", done as u64, total as u64);
         })?;
-        lowered = lower(merged, options, policy.clone())?;
-        twin = float_twin(base, merged, options, &policy, out, progress)?;
+        lowered = lower(merged, options, policy.clone(), &balance)?;
+        twin = float_twin(base, merged, options, (&policy, &balance), out, progress)?;
     }
     let values = |tensor: usize| fill(&lowered.tensors[tensor], merged);
     let job = Job {
@@ -212,7 +225,7 @@ fn calibrated(
     meta.insert("quant.output_errors".into(), serde_json::to_string(&errors)?);
     let about = format!("{} tokens in {} texts: {}", summary.tokens, summary.documents, summary.source);
     meta.insert("quant.calibration".into(), about);
-    let file = Writing { base, merged, options, lowered: &lowered, ready: &ready };
+    let file = Writing { base, merged, options, lowered: &lowered, ready: &ready, balance: &balance };
     let mut distance = None;
     if !proof.is_empty() {
         let scratch = scratch_file(out)?;
@@ -243,9 +256,15 @@ fn scratch_file(out: &Path) -> Result<tempfile::NamedTempFile> {
 }
 
 /// Lowers the merged model.
-fn lower(merged: &Merged<'_>, options: &PackOptions, policy: Policy) -> Result<Lowered> {
+fn lower(merged: &Merged<'_>, options: &PackOptions, policy: Policy, balance: &Balance) -> Result<Lowered> {
     let view = View { merged, keep: options.keep };
-    let lowered = lora_models::lower(merged.config(), &view, task_of(merged, options)?, policy)?;
+    let task = task_of(merged, options)?;
+    let mut lowered = lora_models::lower(merged.config(), &view, task, policy.clone())?;
+    if !balance.is_empty() {
+        // Layers of a twin share caches, so it does not show who reads what; its tensors are the same.
+        let plain = lora_models::lower(merged.config(), &view, task, Policy { float_twin: false, ..policy })?;
+        balance.apply(&plain, &mut lowered);
+    }
     check_size(&lowered)?;
     Ok(lowered)
 }
@@ -258,14 +277,14 @@ pub fn float_twin(
     base: &BaseModel,
     merged: &Merged<'_>,
     options: &PackOptions,
-    policy: &Policy,
+    (policy, balance): (&Policy, &Balance),
     out: &Path,
     progress: Progress<'_>,
 ) -> Result<Twin> {
-    let lowered = lower(merged, options, policy.twin())?;
-    calibrate::check_twin(&lowered, &lower(merged, options, policy.clone())?)?;
+    let lowered = lower(merged, options, policy.twin(), balance)?;
+    calibrate::check_twin(&lowered, &lower(merged, options, policy.clone(), balance)?)?;
     let temporary = scratch_file(out)?;
-    let file = Writing { base, merged, options, lowered: &lowered, ready: &Ready::new() };
+    let file = Writing { base, merged, options, lowered: &lowered, ready: &Ready::new(), balance };
     file.write(LpkWriter::scratch(temporary.path())?, BTreeMap::new(), &mut |_, done, total| {
         progress("preparing", done, total);
     })?;
@@ -274,8 +293,9 @@ pub fn float_twin(
 
 /// The model in `q8`, in a temporary file: as good as float, quick to make and to run.
 fn eight_bit(base: &BaseModel, merged: &Merged<'_>, options: &PackOptions, out: &Path) -> Result<Twin> {
-    let lowered = lower(merged, options, Policy::new(WeightFormat::Q8))?;
-    let file = Writing { base, merged, options, lowered: &lowered, ready: &Ready::new() };
+    let balance = Balance::default();
+    let lowered = lower(merged, options, Policy::new(WeightFormat::Q8), &balance)?;
+    let file = Writing { base, merged, options, lowered: &lowered, ready: &Ready::new(), balance: &balance };
     let scratch = scratch_file(out)?;
     file.write(LpkWriter::scratch(scratch.path())?, BTreeMap::new(), &mut |_, _, _| {})?;
     Twin::open(scratch.into_temp_path())

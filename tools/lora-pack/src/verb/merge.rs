@@ -45,6 +45,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
         effort: effort(args, quant)?,
         calib: args.calib.clone(),
         budget: budget(args, quant)?,
+        balance: balance(args, quant, quantized)?,
     };
     let target = if options.keep { keep::of_changed(&merged) } else { Some(options.format) };
     let grid = match target.filter(|t| !t.is_float()) {
@@ -108,6 +109,15 @@ fn grid_line(grid: Gridded, format: &str) -> String {
 }
 
 /// The user's word; else text is there to be used, and choosing formats needs some.
+/// Whether channels are balanced; `quantized`: the base is, and its grid would be lost.
+fn balance(args: &MergeArgs, quant: Quant, quantized: bool) -> Result<bool> {
+    let reads = effort(args, quant)? != Effort::Fast && !quant.format().is_float();
+    if args.balance == Some(true) && !reads {
+        bail!("--balance yes needs text to see the channels: --effort normal or best, and a quantized format");
+    }
+    Ok(reads && args.balance.unwrap_or(!args.adapters.is_empty() && !quantized))
+}
+
 fn effort(args: &MergeArgs, quant: Quant) -> Result<Effort> {
     let auto = quant == Quant::Auto;
     if quant == Quant::Keep && (args.effort.is_some_and(|e| e != Effort::Fast) || !args.calib.is_empty()) {
@@ -241,7 +251,7 @@ fn report_json(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs, quant: Qua
     json!({
         "out": args.pack.out, "file_bytes": r.file_bytes, "float_bytes": r.float_bytes, "hash": hex(&r.hash),
         "architecture": r.architecture, "task": r.task.name(), "quant": quant.name(), "carried": r.carried, "proof": r.distance.as_ref().map(Distance::json),
-        "effort": effort(args, quant).unwrap_or_default().name(), "bits_per_weight": r.bits_per_weight, "tensors": r.tensors, "seconds": r.seconds,
+        "effort": effort(args, quant).unwrap_or_default().name(), "bits_per_weight": r.bits_per_weight, "tensors": r.tensors, "seconds": r.seconds, "balanced": r.balanced,
         "adapter_tensors_applied": applied, "adapter_tensors": total, "changed": merged.changed().len(),
     })
 }
@@ -287,6 +297,9 @@ fn print_report(r: &PackReport, merged: &Merged<'_>, args: &MergeArgs) {
             c.source,
             c.effort.name()
         );
+    }
+    if r.balanced > 0 {
+        println!("  balanced   the channels of {} values; adapters cannot be attached to this file", r.balanced);
     }
     if let Some(d) = &r.distance {
         println!("  proof      {}, on text kept apart", distance_line(d));

@@ -17,6 +17,7 @@ pub use values::Packed;
 
 use super::map::MappedFile;
 use super::{SourceError, TensorIndex, TokenizerFiles};
+use crate::calibrate::balance;
 
 /// What a base model is made of.
 #[derive(Debug)]
@@ -67,7 +68,10 @@ pub fn open(path: &Path) -> Result<Parts, SourceError> {
         ..TokenizerFiles::default()
     };
     let generation_config = json(GENERATION)?;
-    let fingerprint = model.file.header.fingerprint;
+    let mut fingerprint = model.file.header.fingerprint;
+    if text(balance::KEY).is_some() {
+        fingerprint = balance::fingerprint(fingerprint);
+    }
     let mut tensors = TensorIndex::default();
     let number = tensors.add_file(MappedFile::open(path)?);
     for (name, shape) in &names {

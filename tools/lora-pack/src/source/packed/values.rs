@@ -1,7 +1,8 @@
 //! The values of a pack under the checkpoint's names.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
+use lora_models::balance::Factors;
 use lora_models::spec::{Part, RowMap, SlotSpec, Source};
 use lora_models::{Checkpoint, Policy, lower};
 use lora_runtime::format::{File, NONE, SlotKind, Task, Tensor};
@@ -11,6 +12,7 @@ use lora_runtime::weights::{PANEL_ROWS, WeightFormat};
 use rayon::prelude::*;
 use serde_json::Value;
 
+use crate::calibrate::balance;
 use crate::source::map::MappedFile;
 use crate::source::{SourceError, TensorIndex};
 
@@ -21,6 +23,8 @@ pub struct Packed {
     merged: bool,
     task: Task,
     pieces: HashMap<String, Vec<Piece>>,
+    /// What gives back the values before they were rescaled, by packed tensor.
+    factors: BTreeMap<u32, Factors>,
 }
 
 /// A run of a packed tensor's rows that came from a checkpoint tensor.
@@ -110,7 +114,9 @@ impl Packed {
             }
         }
         let merged = view.meta_value("adapter.0").is_some();
-        Ok(Self { task, merged, pieces, file })
+        let factors = balance::of_file(&view, &lowered).map_err(|e| problem(format!("{e:#}")))?;
+        let factors = factors.into_iter().map(|(t, f)| (t, f.inverse())).collect();
+        Ok(Self { task, merged, pieces, factors, file })
     }
 
     /// What it was packed for.
@@ -157,8 +163,11 @@ impl Packed {
                 Place::Rows { map, .. } => map.rows(),
                 Place::Values(index) => index.len(),
             };
-            let (width, values) =
+            let (width, mut values) =
                 rows(&view, piece.tensor, piece.row, count).ok_or_else(|| problem("the pack's tensor is too small"))?;
+            if let Some(f) = self.factors.get(&piece.tensor) {
+                f.apply(piece.row, width, &mut values);
+            }
             let mut put = |at: usize, value: f32| match out.get_mut(at) {
                 Some(place) => {
                     *place = value - piece.add;
