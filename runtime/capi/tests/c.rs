@@ -115,6 +115,45 @@ fn the_readmes_program_works() {
     assert_eq!(run(Command::new(&program).current_dir(desk.path(""))), ANSWER.trim_end());
 }
 
+/// What `lora-pack embed` writes for C, as source and as object file, is the packed file, aligned for the runtime.
+#[test]
+fn embedded_models_are_opened() {
+    let desk = Desk::new(&workspace()).unwrap();
+    let make = |call, name: &str| {
+        let out = desk.path(name);
+        desk.produce(call, &out).unwrap_or_else(|miss| panic!("{miss:?}"));
+        out
+    };
+    let base = workspace().join("tests/data/fixtures/xlm_roberta_seqcls");
+    let call = desk.pack("merge").arg("--base").arg(base.join("base")).arg("--adapter").arg(base.join("adapter"));
+    let lpk = make(call.args(["--quant", "q8"]), "labels.lpk");
+    let written = make(desk.pack("embed").arg(&lpk).args(["--name", "written"]), "written.c");
+    let mut sources = vec![written];
+    let mut program = String::from(
+        "#include <stdio.h>\n#include \"lora_runtime.h\"\nstatic int one(const unsigned char *bytes, size_t len) {\n\
+         static lora_model model; lora_error e;\n\
+         return lora_model_open(&model, bytes, len, &e) || fwrite(bytes, 1, len, stdout) != len; }\n",
+    );
+    let mut calls = String::from("one(written, written_len)");
+    if cfg!(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))) {
+        let call = desk.pack("embed").arg(&lpk).args(["--name", "linked", "--target", std::env::consts::ARCH]);
+        sources.push(make(call, "linked.o"));
+        calls += " || one(linked, linked_len)";
+    }
+    for name in ["written", "linked"] {
+        program += &format!("extern const unsigned char {name}[]; extern const size_t {name}_len;\n");
+    }
+    program += &format!("int main(void) {{ return {calls}; }}\n");
+    let (main, out) = (desk.path("main.c"), desk.path("main"));
+    std::fs::write(&main, program).unwrap();
+    let archive = libraries().join("liblora_runtime.a");
+    let given: Vec<_> = sources.iter().chain([&archive]).map(|p| p.to_str().unwrap()).collect();
+    compile(&main, &out, &given);
+    let printed = Command::new(&out).output().unwrap();
+    assert!(printed.status.success(), "{printed:?}");
+    assert!(printed.stdout == std::fs::read(&lpk).unwrap().repeat(sources.len()), "other bytes than the file's");
+}
+
 /// What `install` lays down serves pkg-config and CMake.
 #[test]
 fn the_installed_library_is_found() {

@@ -320,6 +320,24 @@ struct Raw {
     bytes: usize,
 }
 
+impl Raw {
+    /// Where a row's columns begin.
+    fn at(&self, row: usize) -> *mut u8 {
+        assert!(row < self.rows, "row in range");
+        // SAFETY: inside the arena (see `Arena::raw`).
+        unsafe { self.ptr.add(row * self.stride) }
+    }
+
+    /// The columns of a row.
+    ///
+    /// # Safety
+    /// Nothing else names them during `'a`.
+    unsafe fn row_mut<'a>(&self, row: usize) -> &'a mut [u8] {
+        // SAFETY: inside the arena (see `Arena::raw`), the caller's alone.
+        unsafe { core::slice::from_raw_parts_mut(self.at(row), self.bytes) }
+    }
+}
+
 /// Rows for reading.
 #[derive(Clone, Copy)]
 pub struct Rows<'s> {
@@ -351,9 +369,8 @@ impl<'s> Rows<'s> {
     /// Bytes of a row's columns.
     #[must_use]
     pub fn bytes(&self, row: usize) -> &'s [u8] {
-        assert!(row < self.raw.rows, "row in range");
         // SAFETY: `raw` describes rows inside the arena (see `Arena::raw`), not written while 's lasts.
-        unsafe { core::slice::from_raw_parts(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) }
+        unsafe { core::slice::from_raw_parts(self.raw.at(row), self.raw.bytes) }
     }
     /// A row of floats.
     #[must_use]
@@ -394,9 +411,8 @@ impl<'s> RowsMut<'s> {
         if row >= self.raw.rows {
             return None;
         }
-        // SAFETY: a row inside the arena (see `Arena::raw`), exclusively borrowed for 's and given away once.
-        let bytes = unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) };
-        Some(floats_mut(bytes))
+        // SAFETY: exclusively borrowed for 's and given away once.
+        Some(floats_mut(unsafe { self.raw.row_mut(row) }))
     }
     /// Number of rows.
     #[must_use]
@@ -414,9 +430,8 @@ impl<'s> RowsMut<'s> {
     }
     /// Bytes of a row's columns.
     pub fn bytes(&mut self, row: usize) -> &mut [u8] {
-        assert!(row < self.raw.rows, "row in range");
-        // SAFETY: a row inside the arena, exclusively borrowed through &mut self.
-        unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) }
+        // SAFETY: exclusively borrowed through &mut self.
+        unsafe { self.raw.row_mut(row) }
     }
 
     /// The columns from `col` on, `width` of them.
@@ -438,9 +453,8 @@ impl<'s> RowsMut<'s> {
         workers.run(n.div_ceil(per_task), &|task| {
             let raw = &raw;
             for row in task * per_task..n.min((task + 1) * per_task) {
-                // SAFETY: inside the arena as `Arena::raw` established; `Workers::run` gives each task number to one
-                // call, so this row is borrowed once.
-                f(row, unsafe { core::slice::from_raw_parts_mut(raw.0.ptr.add(row * raw.0.stride), raw.0.bytes) });
+                // SAFETY: `Workers::run` gives each task number to one call, so this row is borrowed once.
+                f(row, unsafe { raw.0.row_mut(row) });
             }
         });
     }
@@ -525,10 +539,8 @@ impl TileMut<'_> {
 
     /// The tile's columns of its row `row`, counted from the tile's first.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
-        assert!(row < self.raw.rows, "row in range");
-        // SAFETY: inside the rows of the tile, which belongs to this task alone.
-        let bytes = unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) };
-        floats_mut(bytes)
+        // SAFETY: the tile belongs to this task alone.
+        floats_mut(unsafe { self.raw.row_mut(row) })
     }
 
     /// Writes the result of an attention call of as many tokens as the tile has rows.
@@ -565,9 +577,7 @@ impl ColsMut<'_> {
     }
     /// This range of a row.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
-        assert!(row < self.raw.rows, "row in range");
-        // SAFETY: inside the arena, borrowed by this task alone (see `each_block`).
-        let bytes = unsafe { core::slice::from_raw_parts_mut(self.raw.ptr.add(row * self.raw.stride), self.raw.bytes) };
-        floats_mut(bytes)
+        // SAFETY: borrowed by this task alone (see `each_block`).
+        floats_mut(unsafe { self.raw.row_mut(row) })
     }
 }

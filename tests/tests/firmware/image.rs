@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use lora_pack::target::{Firmware, Target};
 
 use super::succeed;
 
@@ -28,6 +29,10 @@ const MODULES: [&str; 12] = [
     "core::ops",
 ];
 
+/// What a classifier has no use for: a program holds the tasks that it calls, so they need no features of their own.
+const OTHERS: [&str; 4] =
+    ["lora_runtime::sampler", "lora_runtime::selftest", "lora_runtime::tasks::generate", "lora_runtime::tasks::tag"];
+
 /// The ends that are left: places outside of a slice, asserted conditions, a divisor of zero. None of `unwrap`, of
 /// arithmetic that overflows, or of text cut within a character.
 const ENDS: [&str; 10] = [
@@ -43,17 +48,25 @@ const ENDS: [&str; 10] = [
     "core::panicking::panic_nounwind",
 ];
 
+/// What `lora-pack plan --target` says of firmware for a processor.
+pub fn planned(processor: &str) -> Result<Firmware> {
+    Target::from_name(processor).and_then(|t| t.firmware).context("plan --target knows the processor")
+}
+
 /// Checks the classifier's image for a board against the lists above and the goal.
 pub fn check(board: &str, image: &Path) -> Result<()> {
     let (code, constants) = sizes(image)?;
     conformance::say(&format!("{board}: classify: {code} bytes of code (at most {GOAL}), {constants} of constants"));
     ensure!(code <= GOAL, "{code} bytes of code are more than {GOAL}");
+    let planned = planned(board)?.code_bytes;
+    ensure!((planned * 98 / 100..=planned).contains(&(code + constants)), "plan --target says {planned} bytes");
     let mut callers: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let text = succeed(Command::new("arm-none-eabi-objdump").args(["-d", "-C", "--no-show-raw-insn"]).arg(image))?;
     let mut function = "";
     for line in text.lines() {
         if let Some(name) = line.strip_suffix(">:").and_then(|l| l.split_once(" <")) {
             function = name.1;
+            ensure!(!OTHERS.iter().any(|other| function.starts_with(other)), "{function} is in the classifier's image");
         } else if let Some(target) = branch(line)
             && ends(target)
             && !ends(function)

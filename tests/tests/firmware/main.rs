@@ -35,17 +35,19 @@ struct Board {
     target: &'static str,
     /// QEMU's processor.
     processor: &'static str,
+    /// Features of the programs, beside the default ones.
+    features: &'static str,
 }
 
 const BOARDS: [Board; 5] = {
     const fn board(machine: &'static str, map: &'static str, target: &'static str, processor: &'static str) -> Board {
-        Board { machine, map, target, processor }
+        Board { machine, map, target, processor, features: "" }
     }
     [
         board("mps2-an386", "mps2-an386", "thumbv7em-none-eabihf", "cortex-m4"),
         board("mps2-an500", "mps2-an386", "thumbv7em-none-eabihf", "cortex-m7"),
         board("mps2-an505", "mps2-an505", "thumbv8m.main-none-eabihf", "cortex-m33"),
-        board("mps3-an547", "mps3-an547", "thumbv8m.main-none-eabihf", "cortex-m55"),
+        Board { features: "mve", ..board("mps3-an547", "mps3-an547", "thumbv8m.main-none-eabihf", "cortex-m55") },
         board("virt", "virt", "aarch64-unknown-none", "cortex-a72"),
     ]
 };
@@ -59,6 +61,8 @@ struct Program {
     name: &'static str,
     model: PathBuf,
     adapters: Vec<PathBuf>,
+    /// The last adapter as Rust source.
+    source: Option<PathBuf>,
     expected: String,
 }
 
@@ -100,7 +104,7 @@ fn generator(desk: &Desk, quant: &str) -> Result<Program> {
     ensure!(text == ANSWER, "the demo model answers {text}");
     ensure!(digest == golden(quant), "the demo model as {quant} computes {digest}: models/demo/golden.txt has another");
     let expected = format!("arena {arena} bytes, one less is refused\n{text}\ndigest {digest}\n");
-    Ok(Program { name: "generate", model, adapters: Vec::new(), expected })
+    Ok(Program { name: "generate", model, adapters: Vec::new(), source: None, expected })
 }
 
 /// The recorded encoder in `folder`, with the pooler that its head needs and that the recording left out.
@@ -162,7 +166,9 @@ fn classifier(desk: &Desk) -> Result<Program> {
     let half = lines.len() / 2;
     ensure!(lines[..half] != lines[half..], "both adapters say {lines:?}");
     let expected = format!("arena {arena} bytes, one less is refused\n{}", lines.concat());
-    Ok(Program { name: "classify", model, adapters: files, expected })
+    let source = desk.path("second.rs");
+    pack(desk.pack("embed").arg(&files[1]).args(["--name", "second", "--section", ".model"]), &source)?;
+    Ok(Program { name: "classify", model, adapters: files, source: Some(source), expected })
 }
 
 /// The lines of the classifier's program and its arena, on this machine with the portable kernels.
@@ -219,11 +225,11 @@ fn cross_cargo(target: &str, verb: &str) -> Command {
 fn build(board: Board, programs: &[&Program], new: Option<u64>) -> Result<PathBuf> {
     let mut command = cargo(board, "build");
     command.args(["--release", "--manifest-path", "tests/firmware/Cargo.toml"]);
-    command.env("BOARD", board.map).env("PROMPT", PROMPT).env("TEXTS", TEXTS);
+    command.args(["--features", board.features]).env("BOARD", board.map).env("PROMPT", PROMPT).env("TEXTS", TEXTS);
     for program in programs {
         command.args(["--bin", program.name]);
-        if let [first, second] = &program.adapters[..] {
-            command.env("BASE", &program.model).env("ADAPTER_1", first).env("ADAPTER_2", second);
+        if let (Some(first), Some(second)) = (program.adapters.first(), &program.source) {
+            command.env("BASE", &program.model).env("ADAPTER_1", first).env("ADAPTER_2_RS", second);
         } else {
             command.env("MODEL", &program.model);
         }
@@ -249,6 +255,10 @@ fn check(board: Board, program: &Program, images: &Path) -> Result<()> {
     let (used, all): (u32, u32) = (sizes.0.parse()?, sizes.1.parse()?);
     conformance::say(&format!("{machine} ({processor}): {}: the host's bits; stack {used} bytes", program.name));
     ensure!(used < all, "the stack was used up");
+    if board.target.starts_with("thumb") {
+        let planned = image::planned(processor)?.stack_bytes;
+        ensure!(u64::from(used) <= planned, "plan --target says {planned} bytes of stack");
+    }
     Ok(())
 }
 
@@ -312,8 +322,13 @@ fn c_on_a_board_computes_the_hosts_bits() {
 fn boards_compute_the_hosts_bits() {
     let desk = Desk::new(&workspace().join("models/demo")).unwrap();
     let (classifier, generator) = (classifier(&desk).unwrap(), generator(&desk, "q4").unwrap());
-    let readme =
-        Program { name: "readme", model: generator.model.clone(), adapters: Vec::new(), expected: ANSWER.into() };
+    let readme = Program {
+        name: "readme",
+        adapters: Vec::new(),
+        source: None,
+        expected: ANSWER.into(),
+        model: generator.model.clone(),
+    };
     let chosen = std::env::var("BOARDS").unwrap_or_default();
     let mut failed = Vec::new();
     let mut built: Option<(&str, PathBuf)> = None;

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use conformance::data::workspace;
 use conformance::desk::Desk;
+use lora_pack::target::{MEASURED, Target};
 use lora_runtime::Model;
 use lora_runtime::format::EntryKind;
 use lora_runtime::map::Mapping;
@@ -94,10 +95,17 @@ fn lora_run(linux: Linux) -> Result<PathBuf> {
     Ok(target_folder().join("cross").join(linux.target).join("release/lora-run"))
 }
 
-/// Prints what a token costs, from the counts of runs of [`NEW`] tokens.
-fn report(place: &str, quant: &str, counts: [u64; 2], work: u64) {
+/// Prints what a token costs, from the counts of runs of [`NEW`] tokens; whether `plan --target`, where it knows the
+/// processor, says the same.
+fn report(place: &str, target: Option<Target>, format: usize, counts: [u64; 2], work: u64) -> bool {
     let each = (counts[1] - counts[0]) / (NEW[1] - NEW[0]);
-    println!("{place}, generate {quant}: {each} instructions per token, {:.2} per weight", each as f64 / work as f64);
+    let (quant, weight) = (MEASURED[format], each as f64 / work as f64);
+    println!("{place}, generate {quant}: {each} instructions per token, {weight:.2} per weight");
+    let said = target.map(|t| t.instructions(format)).filter(|said| format!("{said:.2}") != format!("{weight:.2}"));
+    if let Some(said) = said {
+        println!("    plan --target says {said:.2}");
+    }
+    said.is_none()
 }
 
 #[test]
@@ -113,22 +121,32 @@ fn measure() {
         let Board { machine, processor, .. } = board;
         println!("{machine} ({processor}), classify: {code} + {constants} bytes (goal: {GOAL} of code)");
     }
-    for quant in ["q8", "q4", "f16", "f32"] {
+    let wanted = std::env::var("MEASURE").unwrap_or_default();
+    let mut same = true;
+    for (format, quant) in MEASURED.into_iter().enumerate() {
         let generator = generator(&desk, quant).unwrap();
         let work = multiplications(&generator.model).unwrap();
-        // The larger files do not fit into the flash that two of the maps have.
+        // The larger files do not fit into the flash that two of the maps have, so Cortex-M55 without its vector unit stands
+        // for the others.
         let fits = |b: &Board| quant == "q4" || ["mps3-an547", "virt"].contains(&b.map);
-        for board in super::BOARDS.into_iter().filter(fits) {
+        let plain = super::BOARDS.into_iter().filter(|b| !b.features.is_empty()).map(|b| Board { features: "", ..b });
+        let boards = super::BOARDS.into_iter().chain(plain).filter(fits);
+        for board in boards.filter(|_| wanted != "linux") {
             let counts = NEW.map(|new| {
                 let images = build(board, &[&generator], Some(new)).unwrap();
                 on_board(board, &images.join(generator.name), &plugin).unwrap()
             });
-            report(&format!("{} ({})", board.machine, board.processor), quant, counts, work);
+            let Board { machine, processor, features, .. } = board;
+            let stands_for = if board.map == "mps3-an547" && features.is_empty() { "cortex-m33" } else { processor };
+            let target = Target::from_name(stands_for).filter(|t| t.firmware.is_some());
+            same &= report(&format!("{machine} ({processor} {features})"), target, format, counts, work);
         }
-        for linux in LINUX {
+        for linux in LINUX.into_iter().filter(|_| wanted != "boards") {
             let program = lora_run(linux).unwrap();
             let counts = NEW.map(|new| on_linux(linux, &program, &generator.model, new, &plugin).unwrap());
-            report(&format!("Linux ({})", linux.processor), quant, counts, work);
+            let target = Target::from_name(linux.processor);
+            same &= report(&format!("Linux ({})", linux.processor), target, format, counts, work);
         }
     }
+    assert!(same, "tools/lora-pack/src/target.rs and docs/firmware.md have other numbers");
 }

@@ -8,6 +8,9 @@ use core::arch::asm;
 
 use super::scalar::Lanes;
 
+#[cfg(feature = "mve")]
+pub mod mve;
+
 /// Proof of the DSP extension. Floats are those of the scalar level.
 pub type Dsp = Lanes<1, Extension>;
 

@@ -7,9 +7,11 @@
 //! - nibbles: those of the even and of the odd bytes, masked, are two pairs as they are. Bits from planes have a sum of
 //!   their own, which counts 16 times.
 //! - `q4`: a byte is two indices into the file's table, so a table for all bytes gives a pair at once. It is made anew for
-//!   each panel.
+//!   each call.
 //!
 //! The activations of a group are spread once for 16 rows, in the order in which a row meets them.
+//!
+//! With the feature `mve` int8 and `q4` go through the vector unit, which multiplies bytes as they are.
 
 use core::mem::MaybeUninit;
 
@@ -21,20 +23,34 @@ use crate::weights::{GROUP, LINE, PANEL_ROWS, PLANE_PART, SLOT_ROW, WeightFormat
 /// Activations of a group as pairs.
 type Pairs = [u32; GROUP / 2];
 
+/// All panels of a call.
+///
 /// # Safety
-/// As [`LinearArgs`] says; the panel is of `format`.
+/// As [`LinearArgs`] says; the panels are of `format`.
 #[inline(never)]
-pub(super) unsafe fn panel(dsp: Dsp, format: WeightFormat, a: LinearArgs) {
-    let groups = a.k.div_ceil(GROUP);
+pub(super) unsafe fn panels(dsp: Dsp, format: WeightFormat, a: LinearArgs) {
     let mut table = MaybeUninit::<[u32; 256]>::uninit();
     let table = table.as_mut_ptr();
-    let (mut dots, mut multipliers) = ([0; PANEL_ROWS], [0.0; PANEL_ROWS]);
-    // SAFETY: groups, rows and tokens are those of the panel, of each row of activations and of the output; the table is
-    // read for `q4` alone.
+    // SAFETY: the codebook has 16 bytes, the table is read for `q4` alone; passed on.
     unsafe {
-        if format == WeightFormat::Q4 {
+        let way = Way::of(format, &a);
+        if matches!(way, Way::LookedUp) {
             fill(table.cast(), &*a.codebook.cast());
         }
+        a.each_panel(|a| panel(dsp, format, &way, table.cast(), a));
+    }
+}
+
+/// One panel.
+///
+/// # Safety
+/// As [`LinearArgs`] says; the panel is of `format`, and `table` holds 256 words where it is read.
+#[inline(always)]
+unsafe fn panel(dsp: Dsp, format: WeightFormat, way: &Way, table: *const u32, a: LinearArgs) {
+    let groups = a.k.div_ceil(GROUP);
+    let (mut dots, mut multipliers) = ([0; PANEL_ROWS], [0.0; PANEL_ROWS]);
+    // SAFETY: groups, rows and tokens are those of the panel, of each row of activations and of the output.
+    unsafe {
         for g in 0..groups {
             let (codes_at, multipliers_at) = format.group_place(a.k, g);
             let (codes, factors) = (a.panel.add(codes_at), a.panel.add(multipliers_at));
@@ -46,12 +62,12 @@ pub(super) unsafe fn panel(dsp: Dsp, format: WeightFormat, a: LinearArgs) {
                 let group = x.add(g * GROUP).cast::<u32>();
                 let xscale = x.add(groups * GROUP).cast::<f32>().add(g).read_unaligned();
                 let sum = x.add(groups * (GROUP + 4)).cast::<i32>().add(g).read_unaligned();
-                if format == WeightFormat::Q4 {
-                    looked_up(dsp, table.cast(), codes, group, &mut dots);
-                } else if format.code_bits() == 8 {
-                    bytes(dsp, codes, group, &mut dots);
-                } else {
-                    nibbles(dsp, format, codes, group, sum, &mut dots);
+                match way {
+                    Way::Bytes => bytes(dsp, codes, group, &mut dots),
+                    Way::LookedUp => looked_up(dsp, table, codes, group, &mut dots),
+                    Way::Nibbles => nibbles(dsp, format, codes, group, sum, &mut dots),
+                    #[cfg(feature = "mve")]
+                    Way::Vectors(panel) => panel.dots(dsp, codes, group.cast(), &mut dots),
                 }
                 let out = &mut *a.out.add(t);
                 for (row, ((out, d), m)) in out.iter_mut().zip(&dots).zip(&multipliers).enumerate() {
@@ -66,6 +82,84 @@ pub(super) unsafe fn panel(dsp: Dsp, format: WeightFormat, a: LinearArgs) {
             }
         }
         row_scales(format, &a);
+    }
+}
+
+/// How a panel's codes are multiplied.
+enum Way {
+    Bytes,
+    LookedUp,
+    Nibbles,
+    #[cfg(feature = "mve")]
+    Vectors(vectors::Panel),
+}
+
+impl Way {
+    /// # Safety
+    /// As [`LinearArgs`] says.
+    unsafe fn of(format: WeightFormat, _a: &LinearArgs) -> Self {
+        #[cfg(feature = "mve")]
+        // SAFETY: the caller's.
+        if let Some(panel) = unsafe { vectors::Panel::new(format, _a) } {
+            return Self::Vectors(panel);
+        }
+        match format.code_bits() {
+            8 => Self::Bytes,
+            _ if format == WeightFormat::Q4 => Self::LookedUp,
+            _ => Self::Nibbles,
+        }
+    }
+}
+
+/// The formats that the vector unit multiplies.
+#[cfg(feature = "mve")]
+mod vectors {
+    use super::{Dsp, GROUP, LINE, LinearArgs, PANEL_ROWS, WeightFormat, row_of};
+    use crate::kernels::isa::cortex_m::mve::SLOTS;
+
+    /// A panel that it multiplies; for `q4` the codes of nibbles.
+    pub struct Panel(Option<[i8; 16]>);
+
+    impl Panel {
+        /// `None` where the format is another or the panel not aligned as the unit's loads need it.
+        ///
+        /// # Safety
+        /// As [`LinearArgs`] says.
+        pub unsafe fn new(format: WeightFormat, a: &LinearArgs) -> Option<Self> {
+            if !(a.panel as usize).is_multiple_of(8) {
+                return None;
+            }
+            match format {
+                // SAFETY: the codebook has 16 bytes.
+                WeightFormat::Q4 => {
+                    Some(Self(Some(unsafe { *a.codebook.cast::<[u8; 16]>() }.map(|c| c.wrapping_sub(64) as i8))))
+                }
+                _ if format.code_bits() == 8 => Some(Self(None)),
+                _ => None,
+            }
+        }
+
+        /// The dot products of 16 rows.
+        ///
+        /// # Safety
+        /// `codes` points to a group's codes in this panel, `x` to 32 activations.
+        #[inline(never)]
+        pub unsafe fn dots(&self, dsp: Dsp, codes: *const u8, x: *const u8, dots: &mut [i32; PANEL_ROWS]) {
+            const { assert!(GROUP == 32 && LINE == 64 && PANEL_ROWS == 2 * SLOTS) };
+            let mut sums = [0; SLOTS];
+            for half in 0..2 {
+                // SAFETY: four lines of bytes or two of nibbles for each half, at multiples of 8 in an aligned panel.
+                unsafe {
+                    match &self.0 {
+                        Some(table) => dsp.lines_of_indices(codes.add(half * 2 * LINE), table, x, &mut sums),
+                        None => dsp.lines_of_bytes(codes.add(half * 4 * LINE), x, &mut sums),
+                    }
+                }
+                for (i, sum) in sums.iter().enumerate() {
+                    dots[row_of(half * SLOTS + i)] = *sum;
+                }
+            }
+        }
     }
 }
 

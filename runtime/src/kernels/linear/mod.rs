@@ -198,7 +198,12 @@ impl IntPanel for Dsp {
     #[inline(always)]
     unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
         // SAFETY: passed on.
-        unsafe { cortex_m::panel(self, C::FORMAT, a) }
+        unsafe { cortex_m::panels(self, C::FORMAT, a) }
+    }
+    #[inline(always)]
+    unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
+        // SAFETY: passed on.
+        unsafe { cortex_m::panels(self, C::FORMAT, a) }
     }
 }
 

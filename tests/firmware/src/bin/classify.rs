@@ -12,7 +12,8 @@ use lora_runtime::{Active, Adapter, Model, Result, Set, include_lpk};
 
 static BASE: &Aligned<[u8]> = include_lpk!(env!("BASE"), section = ".model");
 static FIRST: &Aligned<[u8]> = include_lpk!(env!("ADAPTER_1"), section = ".model");
-static SECOND: &Aligned<[u8]> = include_lpk!(env!("ADAPTER_2"), section = ".model");
+// The same line for SECOND, as `lora-pack embed adapter.lpk -o second.rs --name second --section .model` writes it.
+include!(env!("ADAPTER_2_RS"));
 const CONFIG: SessionConfig = SessionConfig {
     adapters: adapter_needs(BASE, FIRST).or(adapter_needs(BASE, SECOND)),
     ..session_config(BASE, 48, 48)
