@@ -49,10 +49,7 @@ impl IntPanel for Amx {
             }
             let shapes = Shapes::new(a.tokens as u8);
             asm!("ldtilecfg [{0}]", in(reg) &raw const shapes, options(nostack, readonly, preserves_flags));
-            a.each_panel(
-                #[inline(always)]
-                |a| panel::<C>(self, a),
-            );
+            panels::<C>(self, a);
             asm!("tilerelease", options(nostack, nomem, preserves_flags));
         }
     }
@@ -90,61 +87,104 @@ struct Stage {
     minima: [[f32; PANEL_ROWS]; BLOCK],
 }
 
+/// Where a stage is: a block of a panel.
+#[derive(Clone, Copy)]
+struct Cursor {
+    panel: usize,
+    /// The block's first group.
+    g: usize,
+}
+
+impl Cursor {
+    /// The block's groups, of `groups` of the panel.
+    #[inline(always)]
+    fn count(self, groups: usize) -> usize {
+        if groups - self.g < BLOCK { groups - self.g } else { BLOCK }
+    }
+    /// The block after it.
+    #[inline(always)]
+    fn next(self, groups: usize) -> Self {
+        let g = self.g + BLOCK;
+        if g < groups { Self { g, ..self } } else { Self { panel: self.panel + 1, g: 0 } }
+    }
+}
+
 /// # Safety
-/// As [`LinearArgs`] says; the panel is of `C`'s format; the tiles have the shapes of the tokens.
+/// As [`LinearArgs`] says; the panels are of `C`'s format; the tiles have the shapes of the tokens.
 #[inline(always)]
-unsafe fn panel<C: Codes>(isa: Amx, a: LinearArgs) {
+unsafe fn panels<C: Codes>(isa: Amx, a: LinearArgs) {
     let mut memory = [const { MaybeUninit::<Stage>::uninit() }; 3];
     let first = opaque(memory.as_mut_ptr().cast::<Stage>());
     let (mut unpacked, mut multiplied, mut added) = (first, first.wrapping_add(1), first.wrapping_add(2));
     let groups = a.k.div_ceil(GROUP);
-    let blocks = groups.div_ceil(BLOCK);
-    let count = |block: usize| if groups - block * BLOCK < BLOCK { groups - block * BLOCK } else { BLOCK };
-    // SAFETY: as the caller vouches; blocks lie within the panel and the rows; each block goes through the stages in order.
+    let blocks = a.panels * groups.div_ceil(BLOCK);
+    let mut cursors = [Cursor { panel: 0, g: 0 }; 3];
+    // SAFETY: as the caller vouches; blocks lie within the panels and the rows; each block goes through the stages in order.
     unsafe {
         let table = match C::FORMAT {
             WeightFormat::Q4 => minus(isa.table(a.codebook), C::OFFSET),
             _ => isa.table(a.codebook),
         };
         let mut turn = 0;
+        // The stages run on from panel to panel.
         while turn < blocks + 2 {
+            let [unpacking, multiplying, adding] = cursors;
             if turn < blocks {
-                let begin = turn * BLOCK;
+                let end = unpacking.g + unpacking.count(groups);
                 groups_of::<Amx, C>(
                     isa,
-                    a,
-                    begin,
-                    begin + count(turn),
+                    a.panel(unpacking.panel),
+                    unpacking.g,
+                    end,
                     #[inline(always)]
-                    |place| unpack::<C>(isa, table, place, unpacked, place.g - begin),
+                    |place| unpack::<C>(isa, table, place, unpacked, place.g - unpacking.g),
                 );
+                cursors[0] = unpacking.next(groups);
             }
-            if turn >= 1 && turn - 1 < blocks {
-                multiply(a.x.add((turn - 1) * BLOCK * GROUP), a.stride, multiplied, count(turn - 1));
+            if turn >= 1 && turn <= blocks {
+                multiply(a.x.add(multiplying.g * GROUP), a.stride, multiplied, multiplying.count(groups));
+                cursors[1] = multiplying.next(groups);
             }
             if turn >= 2 {
-                let block = turn - 2;
-                if count(block) == BLOCK {
-                    add::<C, BLOCK>(isa, a, block * BLOCK, added, 0);
-                } else {
-                    let mut i = 0;
-                    while i < count(block) {
-                        add::<C, 1>(isa, a, block * BLOCK + i, added, i);
-                        i += 1;
-                    }
+                let a = a.panel(adding.panel);
+                match adding.count(groups) {
+                    BLOCK => add::<C, BLOCK>(isa, a, adding.g, added),
+                    3 => add::<C, 3>(isa, a, adding.g, added),
+                    2 => add::<C, 2>(isa, a, adding.g, added),
+                    _ => add::<C, 1>(isa, a, adding.g, added),
+                }
+                cursors[2] = adding.next(groups);
+                if cursors[2].g == 0 && C::FORMAT.has_row_scale() {
+                    scale(isa, a);
                 }
             }
             (unpacked, multiplied, added) = (added, unpacked, multiplied);
             turn += 1;
         }
-        if C::FORMAT.has_row_scale() {
-            let scales = isa.load(a.row_scales);
-            let mut t = 0;
-            while t < a.tokens {
-                let out = a.out.add(t).cast::<f32>();
-                isa.store(out, isa.mul(isa.load(out), scales));
-                t += 1;
-            }
+        // Without inputs there are no blocks, but zeros have signs.
+        if groups == 0 && C::FORMAT.has_row_scale() {
+            a.each_panel(
+                #[inline(always)]
+                |a| scale(isa, a),
+            );
+        }
+    }
+}
+
+/// Multiplies the sums by the row scales.
+///
+/// # Safety
+/// As [`LinearArgs`] says; the format has row scales.
+#[inline(always)]
+unsafe fn scale(isa: Amx, a: LinearArgs) {
+    // SAFETY: there are 16 row scales; t is below the number of tokens.
+    unsafe {
+        let scales = isa.load(a.row_scales);
+        let mut t = 0;
+        while t < a.tokens {
+            let out = a.out.add(t).cast::<f32>();
+            isa.store(out, isa.mul(isa.load(out), scales));
+            t += 1;
         }
     }
 }
@@ -209,13 +249,12 @@ unsafe fn multiply(x: *const u8, stride: usize, stage: *mut Stage, count: usize)
     }
 }
 
-/// Third stage: adds the parts of `N` groups, `g` and those after it, to the sums; they are numbers `i` and so on of the
-/// block.
+/// Third stage: adds the parts of a block's `N` groups, `g` and those after it, to the sums.
 ///
 /// # Safety
-/// As [`panel`]; the stage has the groups' dot products.
+/// As [`LinearArgs`] says; the stage has the groups' dot products.
 #[inline(always)]
-unsafe fn add<C: Codes, const N: usize>(isa: Amx, a: LinearArgs, g: usize, stage: *const Stage, i: usize) {
+unsafe fn add<C: Codes, const N: usize>(isa: Amx, a: LinearArgs, g: usize, stage: *const Stage) {
     let groups = a.k.div_ceil(GROUP);
     // SAFETY: as the caller vouches; the scales and sums are where the layout of the row says.
     unsafe {
@@ -223,14 +262,14 @@ unsafe fn add<C: Codes, const N: usize>(isa: Amx, a: LinearArgs, g: usize, stage
             let mut of = [isa.splat(0.0); N];
             let mut j = 0;
             while j < N {
-                of[j] = isa.load(p.add(i + j).cast());
+                of[j] = isa.load(p.add(j).cast());
                 j += 1;
             }
             of
         };
         let multipliers = lines((&raw const (*stage).multipliers).cast());
         let minima = if C::FORMAT.has_minimum() { lines((&raw const (*stage).minima).cast()) } else { multipliers };
-        let mut dots = (&raw const (*stage).dots).cast::<i32>().add(i * MAX_TOKENS * PANEL_ROWS);
+        let mut dots = (&raw const (*stage).dots).cast::<i32>();
         let mut row = a.x.add(groups * GROUP + 4 * g);
         let mut out = a.out.cast::<f32>();
         let mut t = 0;
