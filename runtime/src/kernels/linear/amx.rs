@@ -23,7 +23,7 @@ use crate::kernels::isa::{Bytes, Isa};
 use crate::weights::{BLOCK, GROUP, LINE, PANEL_ROWS, WeightFormat};
 
 /// Tokens from which on tiles pay.
-const LEAST_TOKENS: usize = 6;
+const LEAST_TOKENS: usize = 10;
 
 impl IntPanel for Amx {
     #[inline(always)]
