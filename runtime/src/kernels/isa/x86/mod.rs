@@ -1,4 +1,4 @@
-//! x86-64: SSE4.1, AVX2, AVX-VNNI and AVX-512-VNNI registers; what AMX's tiles do is in [`linear`](crate::kernels::linear).
+//! x86-64: SSE4.1, AVX2, AVX-VNNI and AVX-512-VNNI registers; what AMX's tiles do is in `kernels/linear/amx.rs`.
 
 use core::arch::x86_64::{__m128i, _MM_FROUND_TO_NEAREST_INT, _mm_cvtsi32_si128};
 
