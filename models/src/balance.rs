@@ -25,7 +25,8 @@ pub struct Site {
     pub channels: usize,
     /// What is divided, by rows: the slots of a norm's vectors, or of the matrix that makes the channels.
     pub producers: Vec<u32>,
-    /// What is multiplied, by columns: the first slots of the matrices that read them.
+    /// What is multiplied, by columns: the slots of the matrices that read them, all of them, because what is one matrix
+    /// in one format may be two in others.
     pub readers: Vec<u32>,
     /// Columns of the readers' input that come in runs of this many channels …
     pub run: usize,
@@ -242,12 +243,10 @@ impl Finder<'_> {
         if !residual.is_none() || !self.used_once(weight) {
             return None;
         }
-        let of_tensor = |s: &SlotSpec| s.tensor == weight && s.kind == SlotKind::Linear;
-        let slots = self.lowered.slots.iter().enumerate().skip(slot as usize).take_while(|(_, s)| of_tensor(s));
-        slots.filter(|(_, s)| (s.row_start, s.rows) == (row, columns)).map(|(i, _)| i as u32).next()
+        self.slots_of(weight, slot).find(|(_, s)| (s.row_start, s.rows) == (row, columns)).map(|(i, _)| i)
     }
 
-    /// The first slots of the linears that read the value of op `maker`, if nothing else does.
+    /// The slots of the linears that read the value of op `maker`, if nothing else does.
     fn readers(&self, maker: usize, at: Operand, columns: usize) -> Option<Vec<u32>> {
         let mut out = Vec::new();
         for t in self.touches.iter().filter(|t| t.meets(at, columns)) {
@@ -260,20 +259,28 @@ impl Finder<'_> {
             match self.ops.get(t.op)? {
                 Op::Quantize { out: codes, width, .. } if t.at == at && *width as usize == columns => {
                     for t in self.touches.iter().filter(|t| t.meets(*codes, columns) && !t.writes) {
-                        out.push(self.reader(t, *codes, columns)?);
+                        out.extend(self.reader(t, *codes, columns)?);
                     }
                 }
-                _ => out.push(self.reader(t, at, columns)?),
+                _ => out.extend(self.reader(t, at, columns)?),
             }
         }
         (!out.is_empty()).then_some(out)
     }
 
-    fn reader(&self, t: &Touch, at: Operand, columns: usize) -> Option<u32> {
+    fn reader(&self, t: &Touch, at: Operand, columns: usize) -> Option<impl Iterator<Item = u32>> {
         let Op::Linear { a, weight, slot, .. } = *self.ops.get(t.op)? else { return None };
         let spec = &self.lowered.tensors[weight as usize];
         let whole = a == at && t.at == at && spec.cols == columns;
-        (whole && self.used_once(weight) && slot != lora_runtime::format::NONE).then_some(slot)
+        let slots = (whole && self.used_once(weight)).then(|| self.slots_of(weight, slot))?;
+        slots.clone().next().is_some().then(|| slots.map(|(i, _)| i))
+    }
+
+    /// The slots of a matrix, `first` and those after it.
+    fn slots_of(&self, weight: u32, first: u32) -> impl Iterator<Item = (u32, &SlotSpec)> + Clone {
+        let of_tensor = move |s: &&SlotSpec| s.tensor == weight && s.kind == SlotKind::Linear;
+        let slots = self.lowered.slots.get(first as usize..).unwrap_or_default();
+        (first..).zip(slots.iter().take_while(of_tensor))
     }
 }
 

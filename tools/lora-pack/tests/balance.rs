@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_models::balance::sites;
+use lora_models::balance::{Place, biases, factors, sites};
+use lora_models::spec::Lowered;
 use lora_models::{Checkpoint, Policy};
 use lora_pack::calibrate::compare::{Side, compare};
 use lora_pack::calibrate::{Balance, Document};
@@ -78,5 +79,33 @@ fn the_float_model_stays_the_same() {
         let found = balanced(case);
         println!("{case}: {found} sites");
         assert!(found >= least, "{case}: {found}");
+    }
+}
+
+/// A pack is read back by the sites of the model in floats: what is one matrix there may be two in the file.
+#[test]
+fn sites_of_one_lowering_speak_of_all_matrices_of_another() {
+    for case in ["llama_tied_qv", "qwen2_qa", "gemma_mqa"] {
+        let base = BaseModel::open(&fixture(case)).unwrap_or_else(|e| panic!("{case}: {e}"));
+        let merged = Merged::new(&base, &[], &MergeOptions::default()).unwrap();
+        let options = PackOptions { no_tokenizer: true, ..PackOptions::new(WeightFormat::F32) };
+        let task = task_of(&merged, &options).unwrap();
+        let lower = |format| lora_models::lower(merged.config(), &Shapes(&merged), task, Policy::new(format)).unwrap();
+        let float = lower(WeightFormat::F32);
+        for format in [WeightFormat::Q4, WeightFormat::Q5, WeightFormat::Q8] {
+            let packed = lower(format);
+            let exponents: Vec<Vec<i8>> =
+                sites(&float).iter().map(|s| (0..s.channels).map(|c| (c % 5) as i8 - 2).collect()).collect();
+            let of = |lowered: &Lowered| {
+                let place = |slot: u32| {
+                    let s = &packed.slots[slot as usize];
+                    let t = &packed.tensors[s.tensor as usize];
+                    Some(Place { tensor: s.tensor, shape: (t.rows, t.cols), row: s.row_start })
+                };
+                let biases = biases(packed.entries.iter().flat_map(|e| e.ops.iter().copied()));
+                factors(&sites(lowered), &exponents, &place, &biases)
+            };
+            assert_eq!(of(&float), of(&packed), "{case}, {}", format.name());
+        }
     }
 }

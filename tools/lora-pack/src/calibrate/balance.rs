@@ -189,8 +189,9 @@ struct Reader {
 }
 
 fn readers(site: &Site, target: &Lowered, values: Values<'_>) -> Result<Vec<Reader>> {
-    let reader = |slot: &u32| -> Result<Reader> {
-        let tensor = target.slots[*slot as usize].tensor as usize;
+    let mut matrices: Vec<usize> = site.readers.iter().map(|s| target.slots[*s as usize].tensor as usize).collect();
+    matrices.dedup();
+    let reader = |tensor: usize| -> Result<Reader> {
         let mut energies = vec![0.0; site.channels];
         for row in values(tensor)?.chunks_exact(site.channels * site.shared) {
             for (c, w) in row.iter().enumerate() {
@@ -205,7 +206,7 @@ fn readers(site: &Site, target: &Lowered, values: Values<'_>) -> Result<Vec<Read
         };
         Ok(Reader { energies, levels })
     };
-    site.readers.iter().map(reader).collect()
+    matrices.into_iter().map(reader).collect()
 }
 
 /// The exponents of a site whose channels have these squares: those of the strength that promises the least noise.
