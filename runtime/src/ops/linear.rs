@@ -19,6 +19,8 @@ use crate::weights::{PANEL_ROWS, WeightFormat};
 
 /// Tokens whose activations should stay in the second-level cache while panels go by.
 pub(super) const TOKEN_BLOCK: usize = 64;
+/// Panels of one row that are computed before they are written.
+const PANELS_AT_ONCE: usize = 16;
 /// Tasks per thread: enough that a slow core does not hold up the others.
 const TASKS_PER_THREAD: usize = 6;
 
@@ -104,9 +106,9 @@ impl Job<'_, '_> {
         let panel_bytes = self.format.panel_bytes(self.cols);
         let row = self.rows.start;
         let x = ActRows::new(self.x.bytes(row), self.x.stride());
-        let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
+        let mut tile = [[0.0_f32; PANEL_ROWS]; PANELS_AT_ONCE];
         let mut index = out.first_block;
-        for out in out.row(row).chunks_mut(MAX_TOKENS * PANEL_ROWS) {
+        for out in out.row(row).chunks_mut(PANELS_AT_ONCE * PANEL_ROWS) {
             let tile = &mut tile[..out.len().div_ceil(PANEL_ROWS)];
             let data = &self.data[index * panel_bytes..][..tile.len() * panel_bytes];
             self.kernels.linear_panels(self.format, self.codebook, data, self.cols, x, 1, tile);

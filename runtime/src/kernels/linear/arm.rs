@@ -3,25 +3,28 @@
 //! are signed, and `sdot` takes its second operand from any lane.
 //!
 //! ```text
-//! one token                                          T tokens (8, 4 or 2)
-//! for each group:                                    for each strip of 4 rows:
-//!     x = 4 × 8 inputs, each twice                       for each group:
-//!     for each strip of 4 rows:                              w = the strip's codes, unpacked      8 registers
-//!         unpack, multiply, add up over the lanes            for each token:
-//!         acc[strip] += scaled sum       4 registers             x = 32 inputs                    1 or 2 registers
-//!                                                                acc[token] += scaled sum         T registers
+//! one token                                          many
+//! for each group:                                    for each run of groups:
+//!     x = 4 × 8 inputs, each twice                       unpack the run's strips of 4 rows
+//!     for each strip of 4 rows:                          for each tile of T tokens (8 or 4) and each strip:
+//!         unpack, multiply, add up over the lanes            for each group:
+//!         acc[strip] += scaled sum       4 registers             w = the strip's codes              8 registers
+//!                                                                for each token:
+//!                                                                    x = 32 inputs                 1 or 2 registers
+//!                                                                    acc[token] += scaled sum      T registers
 //! ```
 //! Sums stay in registers, since a vector store takes a slot or two of the pipes that multiply. The unpacking of a
-//! group is shared by T tokens. [`Dot`] runs several strips or tokens side by side. What `sdot` and `smmla` do most has tiles
-//! of its own: [`tiles`].
+//! run is shared by all tokens of a call; two tokens alone unpack as they go. [`Dot`] runs several strips or tokens side by
+//! side. What `sdot` and `smmla` do most has tiles of its own: [`tiles`].
 
 mod tiles;
 
 use core::arch::aarch64::*;
 
 use super::codes::Codes;
-use super::groups::{Place, each_group};
+use super::groups::{Place, each_group, groups_of};
 use super::{IntPanel, LinearArgs};
+use crate::kernels::isa::arm::strip::{self, RUN, Strips};
 use crate::kernels::isa::arm::{Dot, Mull, Quad, Rows, Start, keep_in_register, settle, settle_addresses, settle_sum};
 use crate::kernels::isa::{Bytes, Isa};
 use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
@@ -30,14 +33,40 @@ use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
 const ROWS: usize = 4;
 const STRIPS: usize = PANEL_ROWS / ROWS;
 
+/// Where strip `strip` of token `t` will be.
+#[inline(always)]
+fn strip_of(a: LinearArgs, t: usize, strip: usize) -> *mut f32 {
+    a.out.wrapping_add(t).cast::<f32>().wrapping_add(strip * ROWS)
+}
+
+/// Tokens of the tile that begins with token `t`: 16, 8 or 4; `None` where there are fewer.
+#[inline(always)]
+fn first_tile(a: LinearArgs, t: usize) -> Option<usize> {
+    match a.tokens - t {
+        16.. => Some(16),
+        8.. => Some(8),
+        4.. => Some(4),
+        _ => None,
+    }
+}
+
+/// The end of the run of at most `most` groups that begins with group `first`.
+#[inline(always)]
+fn run_end(a: LinearArgs, first: usize, most: usize) -> usize {
+    let groups = a.k.div_ceil(GROUP);
+    if groups - first < most { groups } else { first + most }
+}
+
 impl IntPanel for Quad<Mull> {
     #[inline(always)]
     unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
         // SAFETY: passed on; the tokens are there.
         unsafe {
             let codes = Signed::<Mull, C>::new(self, a.codebook);
-            let t = codes.eights_and_four(a, 0);
-            let t = codes.two(a, t);
+            if a.tokens >= 4 {
+                codes.many(a);
+            }
+            let t = codes.two(a, a.tokens / 4 * 4);
             if t < a.tokens {
                 codes.token(a, t);
             }
@@ -118,37 +147,58 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         if Self::HAS_TABLE { Self { table: keep_in_register(self.table), ..*self } } else { Self { ..*self } }
     }
 
-    /// From token `t` on those that fill tiles of eight, or one of four; returns the next token.
+    /// All tokens but those beyond a multiple of four.
+    ///
+    /// # Safety
+    /// As [`LinearArgs`] says, and there are four tokens; the panels are of `C`'s format.
+    #[inline(always)]
+    unsafe fn many(&self, a: LinearArgs) {
+        let groups = a.k.div_ceil(GROUP);
+        let mut strips = Strips::empty();
+        a.each_panel(
+            #[inline(always)]
+            |a| {
+                let mut first = 0;
+                while first < groups {
+                    let end = run_end(a, first, RUN);
+                    // SAFETY: the panel has the groups; tiles lie within the tokens.
+                    unsafe {
+                        self.centred_run(a, first, end, &mut strips);
+                        let mut t = 0;
+                        while let Some(count) = first_tile(a, t) {
+                            let mut s = 0;
+                            while s < STRIPS {
+                                let w = strips.group(s, 0).cast_const();
+                                if count == 4 {
+                                    self.tile::<4>(a, (t, s), first..end, w);
+                                } else {
+                                    self.tile::<8>(a, (t, s), first..end, w);
+                                    if count == 16 {
+                                        self.tile::<8>(a, (t + 8, s), first..end, w);
+                                    }
+                                }
+                                s = opaque_count(s + 1);
+                            }
+                            t += count;
+                        }
+                    }
+                    first = end;
+                }
+            },
+        );
+    }
+
+    /// Two tokens from `t` on, where there are as many; returns the next token.
     ///
     /// # Safety
     /// As [`LinearArgs`] says; the panel is of `C`'s format.
-    #[inline(always)]
-    unsafe fn eights_and_four(&self, a: LinearArgs, mut t: usize) -> usize {
-        // SAFETY: passed on; tiles lie within the tokens.
-        unsafe {
-            while t + 8 <= a.tokens {
-                self.tokens::<8>(a, t);
-                t += 8;
-            }
-            if a.tokens - t >= 4 {
-                self.tokens::<4>(a, t);
-                t += 4;
-            }
-        }
-        t
-    }
-
-    /// As [`Self::eights_and_four`], a tile of two.
-    ///
-    /// # Safety
-    /// As there.
     #[inline(always)]
     unsafe fn two(&self, a: LinearArgs, t: usize) -> usize {
         if a.tokens - t < 2 {
             return t;
         }
         // SAFETY: passed on; the tile lies within the tokens.
-        unsafe { self.tokens::<2>(a, t) };
+        unsafe { self.pair(a, t) };
         t + 2
     }
 
@@ -295,16 +345,109 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         D::rows(Self::MAX_STORED, rows, x, start)
     }
 
-    /// The tokens `t..t + T`.
+    /// Unpacks a run of the panel's groups, offset taken out.
+    ///
+    /// # Safety
+    /// The panel has the groups, which are no more than a run.
+    #[inline(always)]
+    unsafe fn centred_run(&self, a: LinearArgs, first: usize, end: usize, strips: &mut Strips) {
+        let this = self.anew();
+        groups_of::<_, C>(
+            self.isa,
+            a,
+            first,
+            end,
+            #[inline(always)]
+            |place| {
+                let g = place.g - first;
+                // SAFETY: the group is one of the panel's, and there is room for it.
+                unsafe {
+                    this.store_centred(place, 0, strips.group(0, g));
+                    this.store_centred(place, 1, strips.group(1, g));
+                    this.store_centred(place, 2, strips.group(2, g));
+                    this.store_centred(place, 3, strips.group(3, g));
+                }
+            },
+        );
+    }
+
+    /// Unpacks a group of a strip, offset taken out.
+    ///
+    /// # Safety
+    /// `place` is a group of a panel; there is room for it at `to`.
+    #[inline(always)]
+    unsafe fn store_centred(&self, place: Place, s: usize, to: *mut u8) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let Scales { multipliers, least, minima } = self.scales(place, s);
+            let addend = if C::FORMAT.has_minimum() { minima } else { least };
+            strip::rows(to, self.centred(self.arranged(place, s)), multipliers, addend);
+        }
+    }
+
+    /// Strip `s` of the tokens `t..t + T`, of the groups of a run; `w` are the strip's.
+    ///
+    /// # Safety
+    /// As [`LinearArgs`] says; the strip and the tokens exist, and the groups are at `w`.
+    #[inline(always)]
+    unsafe fn tile<const T: usize>(
+        &self,
+        a: LinearArgs,
+        (t, s): (usize, usize),
+        groups: core::ops::Range<usize>,
+        w: *const u8,
+    ) {
+        let mut acc = [self.isa.splat(0.0); T];
+        if groups.start > 0 {
+            let mut i = 0;
+            while i < T {
+                // SAFETY: the output has the tokens.
+                acc[i] = unsafe { self.isa.load(strip_of(a, t + i, s)) };
+                i += 1;
+            }
+        }
+        let mut w = w;
+        let mut g = groups.start;
+        while g < groups.end {
+            // SAFETY: the group is one of the rows', and unpacked.
+            unsafe {
+                let (codes, multipliers, addend) = strip::read(w);
+                let scales = Scales { multipliers, least: addend, minima: addend };
+                let strip = Strip { w: D::hold::<T>(codes), scales, g };
+                // One pointer that goes from token to token: the compiler would keep two for each.
+                let x = opaque(a.x.add(t * a.stride + g * GROUP)).cast();
+                let x = self.batch::<T, 4>(a, &strip, x, &mut acc, 0);
+                if T > 4 {
+                    self.batch::<T, 4>(a, &strip, x, &mut acc, 4);
+                }
+            }
+            w = w.wrapping_add(strip::BYTES);
+            g += 1;
+        }
+        let mut i = 0;
+        while i < T {
+            // SAFETY: the panel has 16 row scales, the output the tokens.
+            unsafe {
+                if groups.end == a.k.div_ceil(GROUP) {
+                    self.finish(a, t + i, s, acc[i]);
+                } else {
+                    self.isa.store(strip_of(a, t + i, s), acc[i]);
+                }
+            }
+            i += 1;
+        }
+    }
+
+    /// The tokens `t` and `t + 1`.
     ///
     /// # Safety
     /// As [`LinearArgs`] says; the panel is of `C`'s format.
     #[inline(always)]
-    unsafe fn tokens<const T: usize>(&self, a: LinearArgs, t: usize) {
+    unsafe fn pair(&self, a: LinearArgs, t: usize) {
         let mut s = 0;
         while s < STRIPS {
             let this = self.anew();
-            let mut acc = [self.isa.splat(0.0); T];
+            let mut acc = [self.isa.splat(0.0); 2];
             each_group::<_, C>(
                 self.isa,
                 a,
@@ -312,24 +455,15 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                 |place| {
                     // SAFETY: the group is one of the rows' and of the panel's.
                     unsafe {
-                        let w = D::hold::<T>(this.centred(this.arranged(place, s)));
-                        let scales = self.scales(place, s);
-                        // One pointer that goes from token to token: the compiler would keep two for each.
+                        let w = this.centred(this.arranged(place, s));
+                        let strip = Strip { w, scales: self.scales(place, s), g: place.g };
                         let x = opaque(a.x.add(t * a.stride + place.g * GROUP)).cast();
-                        let strip = Strip { w, scales, g: place.g };
-                        if T == 2 {
-                            self.batch::<T, 2>(a, &strip, x, &mut acc, 0);
-                        } else {
-                            let x = self.batch::<T, 4>(a, &strip, x, &mut acc, 0);
-                            if T > 4 {
-                                self.batch::<T, 4>(a, &strip, x, &mut acc, 4);
-                            }
-                        }
+                        self.batch::<2, 2>(a, &strip, x, &mut acc, 0);
                     }
                 },
             );
             let mut i = 0;
-            while i < T {
+            while i < 2 {
                 // SAFETY: the panel has 16 row scales, the output the tokens.
                 unsafe { self.finish(a, t + i, s, acc[i]) };
                 i += 1;
@@ -411,7 +545,7 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         unsafe {
             let y =
                 if C::FORMAT.has_row_scale() { isa.mul(acc, isa.load(a.row_scales.add(strip * ROWS))) } else { acc };
-            isa.store(a.out.add(t).cast::<f32>().add(strip * ROWS), y);
+            isa.store(strip_of(a, t, strip), y);
         }
     }
 }
@@ -446,6 +580,14 @@ fn opaque(mut p: *const u8) -> *const u8 {
     // SAFETY: no instruction.
     unsafe { core::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) }
     p
+}
+
+/// `n`, of which the compiler knows no more than that: it would write a loop's body `n` times.
+#[inline(always)]
+fn opaque_count(mut n: usize) -> usize {
+    // SAFETY: no instruction.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) n, options(pure, nomem, nostack, preserves_flags)) }
+    n
 }
 
 /// Bytes as signed numbers.

@@ -57,8 +57,8 @@ use codes::Codes;
 pub(super) use codes::{I4, I4M, I5, I5M, Q4, Q4L, Q5, Q6, Q8, Q8R};
 pub(super) use float::{Half, Single, add_thin};
 
-/// Most tokens that one call of [`Kernels::linear_panel`] takes.
-pub const MAX_TOKENS: usize = 16;
+/// Most tokens that one call of [`Kernels::linear_panel`] takes: more where they share a panel's unpacking.
+pub const MAX_TOKENS: usize = if cfg!(all(target_arch = "aarch64", target_feature = "neon")) { 64 } else { 16 };
 
 /// Most panels that [`Kernels::sharing_panels`] tells.
 pub const MAX_SHARING_PANELS: usize = if cfg!(all(target_arch = "aarch64", target_feature = "neon")) { 4 } else { 1 };

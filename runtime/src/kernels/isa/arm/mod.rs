@@ -13,6 +13,7 @@ mod dot;
 mod neon;
 pub mod nibbles;
 pub mod prepare;
+pub mod strip;
 pub mod tokens;
 
 pub use dot::{Dot, Mull, Products, Rows, Sdot, Smmla, Start, keep_in_register, settle, settle_addresses, settle_sum};

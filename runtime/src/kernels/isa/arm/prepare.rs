@@ -6,11 +6,13 @@
 //! pair    96 bytes a group    4 × (8 codes of each of 2 tokens) · 2 × both starts · 2 × both scales
 //! ```
 //! A start is [`BIAS`] less what the weights' offset adds to a dot product, so that taking the offset out costs nothing.
-//! Room is for a run of groups at a time, which all panels of a call share.
+//! Room is for a run of groups at a time, which all panels of a call share; a tile's groups follow each other.
 
 use core::mem::MaybeUninit;
 
 use super::dot::BIAS;
+use super::strip::RUN;
+use crate::kernels::linear::MAX_TOKENS;
 use crate::weights::GROUP;
 
 /// Bytes of a group of one token, and of a pair.
@@ -31,23 +33,23 @@ pub const fn group_bytes<const T: usize, const MATRIX: bool>() -> usize {
     }
 }
 
-/// Groups of `T` tokens that there is room for: whole blocks.
-#[must_use]
-pub const fn groups_at_once<const T: usize>() -> usize {
-    if T == 1 { 128 } else { 256 / T }
-}
+/// Groups of one token that there is room for: whole blocks.
+pub const TOKEN_RUN: usize = 128;
 
-/// Room for prepared groups.
+/// Room for the groups of one token.
+pub type TokenRoom = Room<{ TOKEN_RUN * TOKEN / 64 }>;
+/// Room for a run of groups of as many tokens as a call has.
+pub type TilesRoom = Room<{ MAX_TOKENS / 4 * RUN * QUAD / 64 }>;
+
+/// Room for prepared groups, of lines of 64 bytes.
 #[repr(C, align(64))]
-pub struct Room([MaybeUninit<u8>; 64 * QUAD]);
+pub struct Room<const LINES: usize>([MaybeUninit<[u8; 64]>; LINES]);
 
-impl Room {
+impl<const LINES: usize> Room<LINES> {
     /// Room with nothing in it.
     #[inline(always)]
     pub fn empty() -> Self {
-        const { assert!(groups_at_once::<16>() * group_bytes::<16, false>() <= 64 * QUAD) };
-        const { assert!(groups_at_once::<1>() * TOKEN <= 64 * QUAD) };
-        Self([const { MaybeUninit::uninit() }; 64 * QUAD])
+        Self([const { MaybeUninit::uninit() }; LINES])
     }
     /// Its first byte.
     #[inline(always)]

@@ -1,14 +1,15 @@
-//! The tiles of `sdot` and `smmla`: one token with codes of 4 bits, and 16, 8 or 4 tokens with integer multipliers.
+//! The tiles of `sdot` and `smmla`: one token with codes of 4 bits, and 16, 8 or 4 tokens with all formats that have no minima.
 //!
 //! ```text
-//! for each run of groups:                          as many as there is room for
-//!     prepare the tokens' groups                   in the order of use, beside the numbers that sums start from
-//!     for each panel:
-//!         one token                                T tokens
-//!         for each group:                          for each strip of 4 rows:
-//!             acc[strip] += scaled products            for each group:
-//!                                                          w = the strip's codes, unpacked
-//!                                                          acc[token] += scaled products
+//! one token                                        many
+//! for each run of groups:                          for each run of groups:
+//!     prepare the token's groups                       prepare the tokens' groups        in the order of use, beside the
+//!     for each panel:                                                                   numbers that sums start from
+//!         for each group:                              for each panel:
+//!             acc[strip] += scaled products                unpack the run's strips
+//!                                                          for each tile of T tokens and each strip of 4 rows:
+//!                                                              for each group:
+//!                                                                  acc[token] += scaled products
 //! ```
 //! Between runs the sums are where the output will be.
 
@@ -17,10 +18,11 @@ use core::arch::aarch64::*;
 use super::super::codes::Codes;
 use super::super::groups::{Place, groups_of};
 use super::super::{IntPanel, LinearArgs};
-use super::{ROWS, STRIPS, Signed};
+use super::{STRIPS, Signed, first_tile, opaque_count, run_end, strip_of};
 use crate::kernels::isa::Isa;
 use crate::kernels::isa::arm::nibbles::{self, Constants, Scaling};
-use crate::kernels::isa::arm::prepare::{self, Room, Run, group_bytes, groups_at_once};
+use crate::kernels::isa::arm::prepare::{self, Run, TOKEN_RUN, TilesRoom, TokenRoom, group_bytes};
+use crate::kernels::isa::arm::strip::{self, RUN, Strips};
 use crate::kernels::isa::arm::{Products, Quad, tokens};
 use crate::weights::GROUP;
 
@@ -36,22 +38,13 @@ impl<const MATRIX: bool> IntPanel for Quad<Products<MATRIX>> {
         // SAFETY: passed on; tiles lie within the tokens.
         unsafe {
             let codes = Signed::<Products<MATRIX>, C>::new(self, a.codebook);
-            let mut t = 0;
-            if Signed::<Products<MATRIX>, C>::INTEGERS {
-                if a.tokens == 16 {
-                    codes.tile::<16>(a, t);
-                    t += 16;
-                }
-                if a.tokens - t >= 8 {
-                    codes.tile::<8>(a, t);
-                    t += 8;
-                }
-                if a.tokens - t >= 4 {
-                    codes.tile::<4>(a, t);
-                    t += 4;
+            if a.tokens >= 4 {
+                match Signed::<Products<MATRIX>, C>::TILES {
+                    Some(scaling) => codes.tiles(a, scaling),
+                    None => codes.many(a),
                 }
             }
-            let mut last = a.tokens;
+            let (t, mut last) = (a.tokens / 4 * 4, a.tokens);
             if C::FORMAT.code_bits() == 4 && a.tokens % 2 == 1 {
                 last -= 1;
                 codes.alone(a, last);
@@ -60,7 +53,6 @@ impl<const MATRIX: bool> IntPanel for Quad<Products<MATRIX>> {
                 a.each_panel(
                     #[inline(always)]
                     |a| {
-                        let t = if Signed::<Products<MATRIX>, C>::INTEGERS { t } else { codes.eights_and_four(a, t) };
                         let t = codes.two(a, t);
                         if C::FORMAT.code_bits() > 4 && t < last {
                             codes.token(a, t);
@@ -72,12 +64,6 @@ impl<const MATRIX: bool> IntPanel for Quad<Products<MATRIX>> {
     }
 }
 
-/// Where strip `strip` of token `t` will be.
-#[inline(always)]
-fn strip_of(a: LinearArgs, t: usize, strip: usize) -> *mut f32 {
-    a.out.wrapping_add(t).cast::<f32>().wrapping_add(strip * ROWS)
-}
-
 impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
     const SCALING: Scaling = if Self::INTEGERS {
         Scaling::Integers
@@ -87,11 +73,21 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
         Scaling::Halves
     };
 
-    /// The groups of the tokens from `t` on that there is room for, from `first` on.
+    /// How tiles scale; without it there are none.
+    const TILES: Option<tokens::Scaling> = if Self::INTEGERS {
+        Some(tokens::Scaling::Integers)
+    } else if C::FORMAT.has_minimum() {
+        None
+    } else if C::FORMAT.multiplier_bytes() == 0 {
+        Some(tokens::Scaling::Rows)
+    } else {
+        Some(tokens::Scaling::Halves)
+    };
+
+    /// The groups `first..end` of the tokens from `t` on.
     #[inline(always)]
-    fn run<const T: usize>(a: LinearArgs, t: usize, first: usize) -> Run {
+    fn run(a: LinearArgs, t: usize, first: usize, end: usize) -> Run {
         let groups = a.k.div_ceil(GROUP);
-        let end = if groups - first < groups_at_once::<T>() { groups } else { first + groups_at_once::<T>() };
         Run { row: a.x.wrapping_add(t * a.stride), stride: a.stride, groups, first, end, offset: Self::OFFSET }
     }
 
@@ -103,8 +99,8 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
     unsafe fn alone(&self, a: LinearArgs, t: usize) {
         let (this, isa) = (self.anew(), self.isa);
         let constants = Constants::ready();
-        let mut room = Room::empty();
-        let mut run = Self::run::<1>(a, t, 0);
+        let mut room = TokenRoom::empty();
+        let mut run = Self::run(a, t, 0, run_end(a, 0, TOKEN_RUN));
         while run.first < run.groups {
             // SAFETY: the row has the groups.
             unsafe { prepare::token(run, room.start()) };
@@ -155,7 +151,7 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
                     }
                 },
             );
-            run = Self::run::<1>(a, t, run.end);
+            run = Self::run(a, t, run.end, run_end(a, run.end, TOKEN_RUN));
         }
     }
 
@@ -175,87 +171,153 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
         }
     }
 
-    /// The tokens `t..t + T`.
+    /// All tokens but those beyond a multiple of four.
     ///
     /// # Safety
-    /// As [`LinearArgs`] says; the panels are of `C`'s format, which has integer multipliers.
+    /// As [`LinearArgs`] says; the panels are of `C`'s format, which scales as `scaling` says; there are four tokens.
     #[inline(always)]
-    unsafe fn tile<const T: usize>(&self, a: LinearArgs, t: usize) {
-        let mut room = Room::empty();
-        let mut run = Self::run::<T>(a, t, 0);
+    unsafe fn tiles(&self, a: LinearArgs, scaling: tokens::Scaling) {
+        let mut room = TilesRoom::empty();
+        let mut strips = Strips::empty();
+        let mut run = Self::run(a, 0, 0, run_end(a, 0, RUN));
         while run.first < run.groups {
-            // SAFETY: the rows have the groups.
-            unsafe {
-                if MATRIX {
-                    prepare::pairs(run, T, room.start());
-                } else {
-                    prepare::quads(run, T, room.start());
+            let mut t = 0;
+            while let Some(count) = first_tile(a, t) {
+                let run = Self::run(a, t, run.first, run.end);
+                // SAFETY: the rows have the groups.
+                unsafe {
+                    if MATRIX {
+                        prepare::pairs(run, count, Self::prepared(&mut room, t));
+                    } else {
+                        prepare::quads(run, count, Self::prepared(&mut room, t));
+                    }
                 }
+                t += count;
             }
             a.each_panel(
                 #[inline(always)]
                 |a| {
-                    let mut s = 0;
-                    while s < STRIPS {
-                        // SAFETY: the panel has the strip, the output the tokens, and the room their groups.
-                        unsafe { self.strip::<T>(a, t, s, &run, room.start()) };
-                        s += 1;
+                    // SAFETY: the panel has the groups and strips, the output the tokens, and the room their groups.
+                    unsafe {
+                        self.stored_run(a, run.first, run.end, &mut strips);
+                        let mut t = 0;
+                        while let Some(count) = first_tile(a, t) {
+                            let mut s = 0;
+                            while s < STRIPS {
+                                let (w, x) = (strips.group(s, 0).cast_const(), Self::prepared(&mut room, t));
+                                match count {
+                                    16 => self.strip::<16>(a, scaling, (t, s), &run, w, x),
+                                    8 => self.strip::<8>(a, scaling, (t, s), &run, w, x),
+                                    _ => self.strip::<4>(a, scaling, (t, s), &run, w, x),
+                                }
+                                s = opaque_count(s + 1);
+                            }
+                            t += count;
+                        }
                     }
                 },
             );
-            run = Self::run::<T>(a, t, run.end);
+            run = Self::run(a, 0, run.end, run_end(a, run.end, RUN));
         }
     }
 
-    /// Strip `s` of the tokens `t..t + T`; `x` are the run's groups.
+    /// Where the prepared groups of the tile that begins with token `t` are.
+    #[inline(always)]
+    fn prepared(room: &mut TilesRoom, t: usize) -> *mut u8 {
+        room.start().wrapping_add(t / 4 * RUN * group_bytes::<4, MATRIX>())
+    }
+
+    /// Unpacks a run of the panel's groups, offset included.
     ///
     /// # Safety
-    /// As [`Self::tile`]; the strip exists.
+    /// The panel has the groups, which are no more than a run.
     #[inline(always)]
-    unsafe fn strip<const T: usize>(&self, a: LinearArgs, t: usize, s: usize, run: &Run, x: *const u8) {
-        let (this, isa) = (self.anew(), self.isa);
+    unsafe fn stored_run(&self, a: LinearArgs, first: usize, end: usize, strips: &mut Strips) {
+        let this = self.anew();
+        groups_of::<_, C>(
+            self.isa,
+            a,
+            first,
+            end,
+            #[inline(always)]
+            |place| {
+                let g = place.g - first;
+                // SAFETY: the group is one of the panel's, and there is room for it.
+                unsafe {
+                    this.store(place, 0, strips.group(0, g));
+                    this.store(place, 1, strips.group(1, g));
+                    this.store(place, 2, strips.group(2, g));
+                    this.store(place, 3, strips.group(3, g));
+                }
+            },
+        );
+    }
+
+    /// Unpacks a group of a strip.
+    ///
+    /// # Safety
+    /// `place` is a group of a panel; there is room for it at `to`.
+    #[inline(always)]
+    unsafe fn store(&self, place: Place, s: usize, to: *mut u8) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let (w, scales) = (self.arranged(place, s), self.scales(place, s));
+            let addend = if Self::INTEGERS { scales.least } else { strip::bias() };
+            if MATRIX {
+                strip::pairs(to, w, scales.multipliers, addend);
+            } else {
+                strip::rows(to, w, scales.multipliers, addend);
+            }
+        }
+    }
+
+    /// Strip `s` of the tokens `t..t + T`; `w` and `x` are the run's groups.
+    ///
+    /// # Safety
+    /// As [`Self::tiles`]; the strip and the tokens exist.
+    #[inline(always)]
+    unsafe fn strip<const T: usize>(
+        &self,
+        a: LinearArgs,
+        scaling: tokens::Scaling,
+        (t, s): (usize, usize),
+        run: &Run,
+        mut w: *const u8,
+        mut x: *const u8,
+    ) {
+        let isa = self.isa;
         let mut acc = [isa.splat(0.0); T];
         if run.first > 0 {
             let mut i = 0;
             while i < T {
                 // SAFETY: the output has the tokens.
-                unsafe {
-                    let (p, q) = (isa.load(strip_of(a, t + i, s)), isa.load(strip_of(a, t + i + 1, s)));
-                    (acc[i], acc[i + 1]) = if MATRIX { (vzip1q_f32(p, q), vzip2q_f32(p, q)) } else { (p, q) };
-                }
-                i += 2;
+                acc[i] = unsafe { isa.load(strip_of(a, t + i, s)) };
+                i += 1;
             }
         }
-        let mut x = x;
-        groups_of::<_, C>(
-            isa,
-            a,
-            run.first,
-            run.end,
-            #[inline(always)]
-            |place| {
-                // SAFETY: the group is one of the panel's, and prepared.
-                unsafe {
-                    let w = this.arranged(place, s);
-                    let scales = self.scales(place, s);
-                    let m = scales.multipliers;
-                    if MATRIX {
-                        let m = [vzip1q_f32(m, m), vzip2q_f32(m, m)];
-                        let least = [vzip1q_f32(scales.least, scales.least), vzip2q_f32(scales.least, scales.least)];
-                        tokens::by_smmla(&mut acc, w, m, &least, x);
-                    } else {
-                        tokens::by_sdot(&mut acc, w, &[m, scales.least], x);
-                    }
+        let mut g = run.first;
+        while g < run.end {
+            // SAFETY: the group is unpacked and prepared.
+            unsafe {
+                if MATRIX {
+                    tokens::by_smmla(scaling, &mut acc, w, x);
+                } else {
+                    tokens::by_sdot(scaling, &mut acc, w, x);
                 }
-                x = x.wrapping_add(group_bytes::<T, MATRIX>());
-            },
-        );
+            }
+            w = w.wrapping_add(strip::BYTES);
+            x = x.wrapping_add(group_bytes::<T, MATRIX>());
+            g += 1;
+        }
         let mut i = 0;
         while i < T {
+            let (p, q) = (acc[i], acc[i + 1]);
+            // Sums of two tokens each stay as they are until the last run.
+            let apart = MATRIX && run.end == run.groups;
+            // SAFETY: base instructions.
+            let (p, q) = if apart { unsafe { (vuzp1q_f32(p, q), vuzp2q_f32(p, q)) } } else { (p, q) };
             // SAFETY: as above.
             unsafe {
-                let (p, q) = (acc[i], acc[i + 1]);
-                let (p, q) = if MATRIX { (vuzp1q_f32(p, q), vuzp2q_f32(p, q)) } else { (p, q) };
                 self.leave(a, run, t + i, s, p);
                 self.leave(a, run, t + i + 1, s, q);
             }
