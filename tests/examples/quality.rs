@@ -12,7 +12,8 @@
 //! which no calibration reads. `adapters` packs the trained adapters of `../shared/assets` with their calibration texts
 //! and asks the public test sets. `peers` has llama.cpp quantize the base (`lora-bench` built with its feature `llama-cpp`),
 //! packs it here as well (with `--effort`), and compares both twice: by the weights alone, read back and run here as
-//! floats; and as each program computes, with its own 8-bit activations and a KV cache of f16 on both sides. A format
+//! floats; and as each program computes, with its own 8-bit activations and a KV cache of f16 on both sides; and decodes with
+//! each of llama.cpp's files and the largest of ours that is no larger, by turns. A format
 //! is a preset or `auto=SIZE`. Bases are packed with balanced channels. `sentences` embeds 200 of them, from the assets' tests and the general text, with a
 //! float pack and with quantized ones, and compares by cosine. `--dither` spreads every block weight by a seeded uniform ±½ step of its group of 32,
 //! the step taken as 1/15 of the group's range: for a base whose weights lie on a 4-bit grid, which would flatter
@@ -257,15 +258,19 @@ fn peers(desk: &Desk, base: &Path, bench: &Path, effort: &str, formats: &[String
         pack(desk, file, &strings(&["--quant", "f32", "--no-tokenizer"]), &read)?;
         verify(desk, &read, base, &strings(&["--text", &eval_text()]))
     };
-    println!("| file | effort or importance | MB | KL, weights alone | p99 | top-1 | KL, all in | p99 | top-1 |");
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!(
+        "| file | effort or importance | MB | KL, weights alone | p99 | top-1 | KL, all in | p99 | top-1 | decode, tokens/s | ours beside it |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    let mut own: Vec<Own> = Vec::new();
     let all = strings(&["q4", "q5", "q6", "q8"]);
     for format in if formats.is_empty() { &all } else { formats } {
-        let file = desk.path("own.lpk");
+        let file = desk.path(&format!("own-{format}.lpk"));
         let (report, _) = pack(desk, base, &options(format, effort), &file)?;
         let run = verify(desk, &file, base, &strings(&["--text", &eval_text(), "--kv", "f16"]))?;
         let size = report["file_bytes"].as_f64().unwrap_or(0.0) / 1e6;
-        println!("| {format} | {effort} | {size:.1} | {} | {} |", cells(&weights(&file)?), cells(&run));
+        println!("| {format} | {effort} | {size:.1} | {} | {} | – | – |", cells(&weights(&file)?), cells(&run));
+        own.push(Own { format: format.clone(), megabytes: size, file });
     }
     for (kind, importance) in PEERS {
         let (quantized, logits) = (desk.path("quantized.gguf"), desk.path("logits.f32"));
@@ -281,23 +286,51 @@ fn peers(desk: &Desk, base: &Path, bench: &Path, effort: &str, formats: &[String
         let bytes = std::fs::read(&logits)?;
         let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         let run = divergence(&reference, &values, ids.iter().map(Vec::len).sum())?;
+        let size = std::fs::metadata(&quantized)?.len() as f64 / 1e6;
         println!(
-            "| {kind} | {} | {:.1} | {} | {} |",
+            "| {kind} | {} | {size:.1} | {} | {} | {} |",
             if importance { "yes" } else { "" },
-            std::fs::metadata(&quantized)?.len() as f64 / 1e6,
             cells(&weights(&quantized)?),
             cells(&run),
+            decode(bench, &own, &quantized, size)?,
         );
     }
     Ok(())
 }
 
-fn run_bench(mut call: std::process::Command) -> Result<()> {
+/// A pack of ours that peers are compared with.
+struct Own {
+    format: String,
+    megabytes: f64,
+    file: PathBuf,
+}
+
+/// Speed of a peer's file, and of the largest pack of ours that is no larger (or the smallest), by turns: one thread, CPU time.
+fn decode(bench: &Path, own: &[Own], peer: &Path, megabytes: f64) -> Result<String> {
+    let fits = own.iter().filter(|o| o.megabytes <= megabytes).max_by(|a, b| a.megabytes.total_cmp(&b.megabytes));
+    let smallest = || own.iter().min_by(|a, b| a.megabytes.total_cmp(&b.megabytes));
+    let ours = fits.or_else(smallest).context("no pack of ours")?;
+    let mut call = std::process::Command::new(bench);
+    call.arg("compare").arg(&ours.file).arg(peer).args(["--prompt", "1", "--depth", "0", "--rounds", "7", "--json"]);
+    let report: Value = serde_json::from_slice(&run_bench(call)?)?;
+    let rows = report["rows"].as_array().context("rows of the comparison")?;
+    let row = rows.iter().find(|r| r["test"].as_str().is_some_and(|t| t.starts_with("decode"))).context("decode")?;
+    Ok(format!(
+        "{} | {}: {} (×{})",
+        number(&row["peer_tokens_per_second"]["median"], 1),
+        ours.format,
+        number(&row["tokens_per_second"]["median"], 1),
+        number(&row["ratio"]["median"], 2),
+    ))
+}
+
+/// What a call printed.
+fn run_bench(mut call: std::process::Command) -> Result<Vec<u8>> {
     let done = call.output().with_context(|| format!("cannot run {}", call.get_program().display()))?;
     if !done.status.success() {
         bail!("{}", String::from_utf8_lossy(&done.stderr).trim());
     }
-    Ok(())
+    Ok(done.stdout)
 }
 
 /// The evaluation text as token ids, a list a line.
