@@ -5,7 +5,9 @@
 //! target_j = w_j + Σ_{i<j} (w_i − ŵ_i)·U_ij        H = U·D·Uᵀ, the second moment of the inputs
 //! ```
 //! The scale of a group is searched when the group is reached, on its targets, with `D` as the importance: `D_j` is
-//! what an error of input `j` costs that later inputs cannot take out. 8 bits take the largest target instead.
+//! what an error of input `j` costs that later inputs cannot take out. That search rounds all 32 at once; the scales near
+//! its best are then tried as the group will be rounded, one input after the other, which decides. 8 bits take the
+//! largest target instead.
 
 use lora_runtime::kernels::{Multipliers, QuantizedRows, Wide, widest};
 use lora_runtime::weights::{GROUP, WeightFormat};
@@ -67,11 +69,24 @@ trait Steps {
     fn start(&self, w: &[f32]) -> f32;
     /// Chooses and notes the step between codes for group `g`; `importance` has an entry for each of its weights.
     fn step(&mut self, g: usize, scale: f32, target: &[f32; GROUP], importance: &[f32]) -> f32;
+    /// Scales that are tried beside that one.
+    const OTHERS: usize = 0;
+    /// One of them, as a multiplier and a step.
+    #[inline(always)]
+    fn other(&self, _g: usize, _scale: f32, _i: usize) -> Option<(i8, f32)> {
+        None
+    }
+    /// Notes another multiplier for group `g`.
+    #[inline(always)]
+    fn take(&mut self, _g: usize, _multiplier: i8) {}
     /// The code nearest to `v` steps.
     fn code(&self, v: f32) -> i8;
     /// How many steps a code stands for.
     fn value(&self, code: i8) -> f32;
 }
+
+/// By how much the scales that are tried beside a group's differ from it.
+const NEAR: [f32; 6] = [-0.025, 0.025, -0.05, 0.05, -0.1, 0.1];
 
 /// The largest magnitude.
 #[inline(always)]
@@ -101,6 +116,24 @@ impl Steps for OnGrid<'_> {
         let (multiplier, _) = fit_multiplier(self.grid, &group, fit_group(self.grid, &group), scale);
         self.multipliers[g] = multiplier;
         f32::from(multiplier) * scale
+    }
+
+    const OTHERS: usize = NEAR.len();
+
+    #[inline(always)]
+    fn other(&self, g: usize, scale: f32, i: usize) -> Option<(i8, f32)> {
+        let multiplier = f32::from(self.multipliers[g]);
+        let change = multiplier * NEAR[i];
+        // Small multipliers have only large steps.
+        let change = if change.abs() < 1.0 { 1f32.copysign(change) } else { change };
+        let other = (multiplier + change).round_ties_even();
+        let fits = (-128.0..=127.0).contains(&other) && other * multiplier > 0.0;
+        fits.then_some((other as i8, other * scale))
+    }
+
+    #[inline(always)]
+    fn take(&mut self, g: usize, multiplier: i8) {
+        self.multipliers[g] = multiplier;
     }
 
     #[inline(always)]
@@ -196,6 +229,53 @@ impl<'f> Columns<'f> {
     }
 }
 
+/// A group whose inputs were rounded in order.
+struct Rounded {
+    codes: [i8; GROUP],
+    errors: [f32; GROUP],
+    /// What later inputs cannot take out.
+    loss: f32,
+}
+
+impl Default for Rounded {
+    fn default() -> Self {
+        Self { codes: [0; GROUP], errors: [0.0; GROUP], loss: 0.0 }
+    }
+}
+
+impl Rounded {
+    /// Rounds weights `w` that have moved to `target`; keeps the result if it loses less.
+    #[inline(always)]
+    fn better<S: Steps>(
+        &mut self,
+        steps: &S,
+        step: f32,
+        (w, mut target): (&[f32], [f32; GROUP]),
+        u: &[[f32; GROUP]],
+        importance: &[f32],
+    ) -> bool {
+        let inverse = 1.0 / step;
+        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+        let mut out = Self::default();
+        for (j, (w, (u, importance))) in w.iter().zip(u.iter().zip(importance)).enumerate() {
+            let code = steps.code(target[j] * inverse);
+            let value = steps.value(code) * step;
+            let (e, missed) = (w - value, target[j] - value);
+            (out.codes[j], out.errors[j]) = (code, e);
+            out.loss += importance * missed * missed;
+            // Of a NaN, such as there is at first, nothing is worse.
+            if out.loss >= self.loss {
+                return false;
+            }
+            for (t, u) in target[j + 1..].iter_mut().zip(&u[j + 1..]) {
+                *t += e * u;
+            }
+        }
+        *self = out;
+        true
+    }
+}
+
 /// A row on its way; gives its scale.
 struct Row<'a, S> {
     columns: &'a Columns<'a>,
@@ -225,19 +305,23 @@ impl<S: Steps> Wide for Row<'_, S> {
             for ((t, w), moved) in target.iter_mut().zip(w).zip(&moved) {
                 *t = w + moved;
             }
-            let step = steps.step(g, scale, &target, &columns.importance[first..][..w.len()]);
-            let inverse = 1.0 / step;
-            let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-            for j in 0..w.len() {
-                let code = steps.code(target[j] * inverse);
-                codes[first + j] = code;
-                let e = w[j] - steps.value(code) * step;
-                errors[first + j] = e;
-                let u = &u[first + j];
-                for (t, u) in target[j + 1..].iter_mut().zip(&u[j + 1..]) {
-                    *t += e * u;
+            let (u, importance) = (&u[first..], &columns.importance[first..][..w.len()]);
+            let step = steps.step(g, scale, &target, importance);
+            let mut taken = None;
+            let mut best = Rounded { loss: f32::NAN, ..Rounded::default() };
+            best.better(&steps, step, (w, target), u, importance);
+            for i in 0..S::OTHERS {
+                if let Some((multiplier, step)) = steps.other(g, scale, i)
+                    && best.better(&steps, step, (w, target), u, importance)
+                {
+                    taken = Some(multiplier);
                 }
             }
+            if let Some(multiplier) = taken {
+                steps.take(g, multiplier);
+            }
+            codes[first..][..w.len()].copy_from_slice(&best.codes[..w.len()]);
+            errors[first..][..w.len()].copy_from_slice(&best.errors[..w.len()]);
         }
         scale
     }
