@@ -8,11 +8,14 @@
 //! not: an input that is much larger than the 31 beside it no longer makes their 8-bit codes coarse, and its weights get
 //! finer steps.
 //!
+//! Keys and queries are a pair of another kind: what divides a key's channel multiplies the query's, and no column is
+//! touched. Attention multiplies the two; a cache of 8-bit keys has one scale for a head's channels.
+//!
 //! A site speaks of slots, so it is the same one in whatever formats the model is lowered to.
 
 use std::collections::BTreeMap;
 
-use lora_runtime::format::{CacheRecord, Operand, SlotKind};
+use lora_runtime::format::{CacheKind, CacheRecord, Operand, SlotKind};
 use lora_runtime::kernels::Act;
 use lora_runtime::program::Op;
 
@@ -32,9 +35,42 @@ pub struct Site {
     pub run: usize,
     /// … each of which is read so many times: heads of queries that share their values.
     pub shared: usize,
+    /// Of keys: what else is multiplied, by rows: the slot of the matrix that makes the queries, whose rows come in the
+    /// order of the readers' columns. Such a site has no readers.
+    pub queries: Option<u32>,
+    /// Of keys: which channels of a run are rotated together, so that they need the same factor.
+    pub pairs: Pairs,
+}
+
+/// Pairs of channels that a rotation mixes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pairs {
+    /// Pairs at the beginning of a run; the channels behind them are on their own.
+    pub half: usize,
+    /// Pairs are neighbours instead of `half` apart.
+    pub interleaved: bool,
+}
+
+impl Pairs {
+    /// The other channel of a channel's pair, itself where there is none.
+    #[must_use]
+    pub const fn partner(&self, channel: usize, run: usize) -> usize {
+        let (first, at) = (channel / run * run, channel % run);
+        if at >= 2 * self.half {
+            return channel;
+        }
+        first + if self.interleaved { at ^ 1 } else { (at + self.half) % (2 * self.half) }
+    }
 }
 
 impl Site {
+    /// One whose channels are the columns of what reads it.
+    #[must_use]
+    pub const fn of_columns(channels: usize, producers: Vec<u32>, readers: Vec<u32>) -> Self {
+        let pairs = Pairs { half: 0, interleaved: false };
+        Self { channels, producers, readers, run: channels, shared: 1, queries: None, pairs }
+    }
+
     /// The channel of a column of the readers' input.
     #[must_use]
     pub const fn channel(&self, column: usize) -> usize {
@@ -116,6 +152,18 @@ pub fn factors(
                 }
             }
         }
+        for p in site.queries.iter().filter_map(|slot| place(*slot)) {
+            for tensor in [Some(&p.tensor), biases.get(&p.tensor)].into_iter().flatten() {
+                let rows = &mut out.entry(*tensor).or_default().rows;
+                rows.resize(p.shape.0, 1.0);
+                let of_row = |r| exponents.get(site.channel(r)).copied().map_or(1.0, power);
+                rows[p.row..]
+                    .iter_mut()
+                    .take(site.channels * site.shared)
+                    .enumerate()
+                    .for_each(|(r, f)| *f = of_row(r));
+            }
+        }
         for p in site.readers.iter().filter_map(|slot| place(*slot)) {
             let of_column = |c| exponents.get(site.channel(c)).copied().map_or(1.0, power);
             out.entry(p.tensor).or_default().cols = (0..p.shape.1).map(of_column).collect();
@@ -149,7 +197,7 @@ impl Touch {
     }
 }
 
-/// All sites of a model, in the order of its program.
+/// All sites of a model, in the order of its program; those of keys after the others.
 #[must_use]
 pub fn sites(lowered: &Lowered) -> Vec<Site> {
     let ops: Vec<Op> = lowered.entries.iter().flat_map(|e| e.ops.iter().copied()).collect();
@@ -165,7 +213,8 @@ pub fn sites(lowered: &Lowered) -> Vec<Site> {
         touches.push(Touch { op: ops.len(), at: o.at, columns: o.width as usize, writes: false });
     }
     let finder = Finder { lowered, ops, touches, uses };
-    (0..finder.ops.len()).filter_map(|i| finder.site(i)).collect()
+    let all = 0..finder.ops.len();
+    all.clone().filter_map(|i| finder.site(i)).chain(all.filter_map(|i| finder.keys(i))).collect()
 }
 
 struct Finder<'l> {
@@ -185,36 +234,77 @@ impl Finder<'_> {
                 let vectors = [weight, bias].into_iter().filter(|t| *t != lora_runtime::format::NONE);
                 let producers = vectors.map(|t| self.vector_slot(t)).collect::<Option<Vec<_>>>()?;
                 let readers = self.readers(i, out, width).filter(|_| !producers.is_empty())?;
-                Some(Site { channels: width, producers, readers, run: width, shared: 1 })
+                Some(Site::of_columns(width, producers, readers))
             }
             Op::Gated { up, out, width, .. } => {
                 let width = width as usize;
                 let producer = self.matrix_slot(i, up, width)?;
                 let readers = self.readers(i, out, width)?;
-                Some(Site { channels: width, producers: vec![producer], readers, run: width, shared: 1 })
+                Some(Site::of_columns(width, vec![producer], readers))
             }
             Op::KvStore { v, cache, .. } => {
                 let record: CacheRecord = self.lowered.caches[cache as usize];
                 let (kv_heads, dim) = (record.kv_heads as usize, record.value_dim as usize);
                 let channels = kv_heads * dim;
                 let producer = self.matrix_slot(i, v, channels)?;
-                // Layers may keep their values in the same place one after the other.
-                let mut reading = Vec::new();
-                for (j, op) in self.ops.iter().enumerate().skip(i + 1) {
-                    match op {
-                        Op::KvStore { cache: c, .. } if *c == cache => break,
-                        Op::Attention { cache: c, out, heads, .. } if *c == cache => {
-                            reading.push((j, *out, *heads as usize));
-                        }
-                        _ => {}
-                    }
-                }
-                let [(j, out, heads)] = reading[..] else { return None };
+                let (j, _, out, heads) = self.attention(i, cache)?;
                 let readers = self.readers(j, out, heads * dim)?;
-                Some(Site { channels, producers: vec![producer], readers, run: dim, shared: heads / kv_heads })
+                let site = Site::of_columns(channels, vec![producer], readers);
+                Some(Site { run: dim, shared: heads / kv_heads, ..site })
             }
             _ => None,
         }
+    }
+
+    /// The site of the keys that op `i` stores for later.
+    fn keys(&self, i: usize) -> Option<Site> {
+        let Op::KvStore { k, cache, .. } = self.ops[i] else { return None };
+        let record: CacheRecord = self.lowered.caches[cache as usize];
+        // What lasts for a step is not kept in 8 bits.
+        if record.kind == CacheKind::Step as u32 {
+            return None;
+        }
+        let (kv_heads, dim) = (record.kv_heads as usize, record.key_dim as usize);
+        let (j, q, _, heads) = self.attention(i, cache)?;
+        let (producer, pairs) = self.rotated(i, k, kv_heads * dim, dim)?;
+        let (query, of_queries) = self.rotated(j, q, heads * dim, dim)?;
+        let site = Site::of_columns(kv_heads * dim, vec![producer], Vec::new());
+        let site = Site { run: dim, shared: heads / kv_heads, queries: Some(query), pairs, ..site };
+        (pairs == of_queries).then_some(site)
+    }
+
+    /// The op that alone reads what op `i` stores in `cache`: its number, its queries, its output and its heads.
+    fn attention(&self, i: usize, cache: u32) -> Option<(usize, Operand, Operand, usize)> {
+        // Layers may keep their keys and values in the same place one after the other.
+        let mut reading = Vec::new();
+        for (j, op) in self.ops.iter().enumerate().skip(i + 1) {
+            match op {
+                Op::KvStore { cache: c, .. } if *c == cache => break,
+                Op::Attention { cache: c, q, out, heads, .. } if *c == cache => {
+                    reading.push((j, *q, *out, *heads as usize));
+                }
+                _ => {}
+            }
+        }
+        let [only] = reading[..] else { return None };
+        Some(only)
+    }
+
+    /// The slot that alone makes `columns` columns at `at`, which nothing but op `reader` reads, and how they are rotated
+    /// on the way, in heads of `dim`.
+    fn rotated(&self, reader: usize, at: Operand, columns: usize, dim: usize) -> Option<(u32, Pairs)> {
+        let mut pairs = Pairs::default();
+        let mut rotations = Vec::new();
+        for t in self.touches.iter().filter(|t| t.writes && t.meets(at, columns)) {
+            if let Op::Rotary { x, heads, head_dim, half, interleaved, .. } = *self.ops.get(t.op)? {
+                if x != at || (head_dim as usize, (heads * head_dim) as usize) != (dim, columns) || pairs.half > 0 {
+                    return None;
+                }
+                pairs = Pairs { half: half as usize, interleaved };
+                rotations.push(t.op);
+            }
+        }
+        self.slot_behind(reader, at, columns, &rotations).map(|slot| (slot, pairs))
     }
 
     fn used_once(&self, tensor: u32) -> bool {
@@ -228,8 +318,13 @@ impl Finder<'_> {
 
     /// The slot that alone makes `columns` columns at `at`, which nothing but op `reader` reads.
     fn matrix_slot(&self, reader: usize, at: Operand, columns: usize) -> Option<u32> {
+        self.slot_behind(reader, at, columns, &[])
+    }
+
+    /// The same, with ops between that change the columns in place.
+    fn slot_behind(&self, reader: usize, at: Operand, columns: usize, between: &[usize]) -> Option<u32> {
         let mut maker = None;
-        for t in self.touches.iter().filter(|t| t.meets(at, columns)) {
+        for t in self.touches.iter().filter(|t| t.meets(at, columns) && !between.contains(&t.op)) {
             match (t.writes, maker) {
                 (true, None) => maker = Some(t.op),
                 (false, _) if t.op == reader => {}

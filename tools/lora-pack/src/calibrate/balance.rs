@@ -3,19 +3,22 @@
 //! A channel gets the power of two nearest to about the square root of its root mean square on the text, against the
 //! others of its value: half of a large input's size moves into the weights that read it, so that neither the 8-bit
 //! codes of activations nor the codes of weights have to span all of it. How much of it moves is chosen by site.
+//!
+//! Keys share a scale with the other channels of their head in the cache; what makes them smaller makes the queries
+//! larger, and costs nothing else, because every row of a matrix has scales of its own.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use lora_models::balance::{Factors, Place, Site, biases, factors, sites};
 use lora_models::spec::{Lowered, Storage};
-use lora_runtime::format::{EntryKind, File};
+use lora_runtime::format::{EntryKind, File, Operand};
 use lora_runtime::kernels::Kernels;
 use lora_runtime::program::Op;
 use lora_runtime::session::workers::Inline;
 use lora_runtime::threads::ArenaBox;
 use lora_runtime::weights::{GROUP, WeightFormat};
-use lora_runtime::{Model, Session};
+use lora_runtime::{Model, Pass, Session};
 use rayon::prelude::*;
 
 use super::run::Sequence;
@@ -34,6 +37,8 @@ const FLOOR: f64 = 1e-3;
 const STRENGTHS: [(i32, i32); 5] = [(2, 0), (2, 1), (2, 2), (1, 0), (1, 1)];
 /// Codes from 0 to the largest input.
 const INPUT_LEVELS: f64 = 127.0;
+/// Rounds over the channels of a head's keys, at most.
+const ROUNDS: usize = 12;
 /// A site is left alone unless the noise falls below this share.
 const LEAST_GAIN: f64 = 0.8;
 
@@ -75,21 +80,30 @@ impl Balance {
             Storage::Panels(format) => !format.is_float(),
             Storage::Vector => false,
         };
-        let by_reader: BTreeMap<u32, usize> = sites
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| s.readers.iter().all(quantized))
-            .map(|(i, s)| (tensor(&s.readers[0]), i))
-            .collect();
-        let documents = text::sample(documents.to_vec(), TOKENS);
-        let of_each: Vec<Vec<Vec<f64>>> =
-            documents.par_iter().map(|d| squares(twin, d, &sites, &by_reader)).collect::<Result<_>>()?;
-        let mut sums: Vec<Vec<f64>> = sites.iter().map(|s| vec![0.0; s.channels]).collect();
-        for one in &of_each {
-            sums.iter_mut().flatten().zip(one.iter().flatten()).for_each(|(sum, v)| *sum += v);
+        // Keys and queries are seen where they are made, everything else where it is read.
+        let mut seen: BTreeMap<u32, Vec<Seen>> = BTreeMap::new();
+        for (site, s) in sites.iter().enumerate() {
+            if let Some(queries) = s.queries {
+                for (slot, keys) in [(s.producers[0], true), (queries, false)] {
+                    let row = target.slots[slot as usize].row_start as u32;
+                    seen.entry(tensor(&slot)).or_default().push(Seen { site, made: Some(Made { row, keys }) });
+                }
+            } else if s.readers.iter().all(quantized) {
+                seen.entry(tensor(&s.readers[0])).or_default().push(Seen { site, made: None });
+            }
         }
-        let of_site = |(site, sums): (&Site, &Vec<f64>)| -> Result<Vec<i8>> {
-            Ok(exponents(site, sums, &readers(site, target, values)?))
+        let documents = text::sample(documents.to_vec(), TOKENS);
+        let of_each: Vec<Vec<Sums>> =
+            documents.par_iter().map(|d| sums(twin, d, &sites, &seen)).collect::<Result<_>>()?;
+        let mut sums: Vec<Sums> = sites.iter().map(Sums::new).collect();
+        for one in &of_each {
+            sums.iter_mut().zip(one).for_each(|(sum, v)| sum.add(v));
+        }
+        let of_site = |(site, sums): (&Site, &Sums)| -> Result<Vec<i8>> {
+            Ok(match site.queries {
+                Some(_) => of_keys(site, sums),
+                None => exponents(site, &sums.squares, &readers(site, target, values)?),
+            })
         };
         Ok(Self(sites.par_iter().zip(&sums).map(of_site).collect::<Result<_>>()?))
     }
@@ -131,7 +145,8 @@ pub fn of_file(file: &File<'_>, lowered: &Lowered) -> Result<BTreeMap<u32, Facto
     let balance = Balance::decode(text).with_context(|| format!("{KEY}: not exponents"))?;
     let sites = sites(lowered);
     let fits = |(s, e): (&Site, &Vec<i8>)| e.is_empty() || e.len() == s.channels;
-    if sites.len() != balance.0.len() || !sites.iter().zip(&balance.0).all(fits) {
+    // Files from before keys were balanced say nothing of them.
+    if sites.len() < balance.0.len() || !sites.iter().zip(&balance.0).all(fits) {
         bail!("{KEY}: exponents of another model");
     }
     let place = |slot: u32| {
@@ -148,14 +163,59 @@ pub fn fingerprint(of_base: [u8; 32]) -> [u8; 32] {
     of_base.map(|b| !b)
 }
 
-/// Sums of squares by site and channel over one document.
-fn squares(
-    twin: Model<'_>,
-    document: &Document,
-    sites: &[Site],
-    by_reader: &BTreeMap<u32, usize>,
-) -> Result<Vec<Vec<f64>>> {
-    let mut sums: Vec<Vec<f64>> = sites.iter().map(|s| vec![0.0; s.channels]).collect();
+/// Where a site is seen: in the inputs of a linear, or in its outputs.
+struct Seen {
+    site: usize,
+    made: Option<Made>,
+}
+
+/// Keys or queries, made by a matrix from this row on.
+struct Made {
+    row: u32,
+    keys: bool,
+}
+
+/// Sums over tokens, by channel of a site.
+struct Sums {
+    squares: Vec<f64>,
+    /// Of keys: fourth powers.
+    fourths: Vec<f64>,
+    /// Of keys: squares of the queries that meet them.
+    queries: Vec<f64>,
+}
+
+impl Sums {
+    fn new(site: &Site) -> Self {
+        let of_keys = || vec![0.0; if site.queries.is_some() { site.channels } else { 0 }];
+        Self { squares: vec![0.0; site.channels], fourths: of_keys(), queries: of_keys() }
+    }
+
+    fn add(&mut self, other: &Self) {
+        let lists = [
+            (&mut self.squares, &other.squares),
+            (&mut self.fourths, &other.fourths),
+            (&mut self.queries, &other.queries),
+        ];
+        for (sums, other) in lists {
+            sums.iter_mut().zip(other).for_each(|(sum, v)| *sum += v);
+        }
+    }
+
+    /// Adds a row of keys. The channels of a pair are rotated into each other: each may be as large as both together.
+    fn add_keys(&mut self, site: &Site, row: &[f32]) {
+        let square = |c: usize| f64::from(row[c]) * f64::from(row[c]);
+        for c in 0..row.len() {
+            let partner = site.pairs.partner(c, site.run);
+            let both = square(c) + if partner == c { 0.0 } else { square(partner) };
+            self.squares[c] += both;
+            self.fourths[c] += both * both;
+        }
+    }
+}
+
+/// The sums of one document, by site.
+fn sums(twin: Model<'_>, document: &Document, sites: &[Site], seen: &BTreeMap<u32, Vec<Seen>>) -> Result<Vec<Sums>> {
+    let mut sums: Vec<Sums> = sites.iter().map(Sums::new).collect();
     let sequence = Sequence::new(&twin, document);
     let config = sequence.config();
     let mut arena = ArenaBox::new(twin.plan(&config).arena_bytes as usize);
@@ -164,22 +224,86 @@ fn squares(
         let Some(step) = sequence.step(kind).filter(|_| twin.entry(kind).is_ok()) else { continue };
         let mut pass = session.start(kind, step)?;
         for index in pass.ops() {
-            if let Op::Linear { a, weight, .. } = pass.op(index)?
-                && let Some(i) = by_reader.get(&weight)
-            {
-                let (site, sums) = (&sites[*i], &mut sums[*i]);
-                let columns = site.channels * site.shared;
-                let rows = pass.rows(a, columns);
-                for r in 0..rows.len() {
-                    for (c, x) in rows.row(r).iter().enumerate() {
-                        sums[site.channel(c)] += f64::from(*x) * f64::from(*x);
-                    }
-                }
+            let op = pass.op(index)?;
+            let (input, output, seen) = match op {
+                Op::Linear { a, out, weight, .. } => (a, out, seen.get(&weight).map_or(&[][..], Vec::as_slice)),
+                _ => (Operand::NONE, Operand::NONE, &[][..]),
+            };
+            for s in seen.iter().filter(|s| s.made.is_none()) {
+                add_squares(&pass, input, &sites[s.site], &mut sums[s.site].squares);
             }
             pass.run(index, None)?;
+            for (s, made) in seen.iter().filter_map(|s| Some((s, s.made.as_ref()?))) {
+                let (site, sums) = (&sites[s.site], &mut sums[s.site]);
+                let at = Operand { col: output.col + made.row, ..output };
+                if !made.keys {
+                    add_squares(&pass, at, site, &mut sums.queries);
+                    continue;
+                }
+                let rows = pass.rows(at, site.channels);
+                (0..rows.len()).for_each(|r| sums.add_keys(site, rows.row(r)));
+            }
         }
     }
     Ok(sums)
+}
+
+/// Adds the squares of columns that are a site's channels, or heads that share them.
+fn add_squares(pass: &Pass<'_, '_>, at: Operand, site: &Site, sums: &mut [f64]) {
+    let rows = pass.rows(at, site.channels * site.shared);
+    for r in 0..rows.len() {
+        for (c, x) in rows.row(r).iter().enumerate() {
+            sums[site.channel(c)] += f64::from(*x) * f64::from(*x);
+        }
+    }
+}
+
+/// The exponents of keys, found one pair of channels after the other.
+fn of_keys(site: &Site, sums: &Sums) -> Vec<i8> {
+    let mut out = vec![0; site.channels];
+    for (head, e) in out.chunks_mut(site.run).enumerate() {
+        let of_head = |v: &'_ [f64]| v[head * site.run..][..site.run].to_vec();
+        let (fourths, queries) = (of_head(&sums.fourths), of_head(&sums.queries));
+        let none = key_noise(&fourths, &queries, e);
+        let mut least = none;
+        for _ in 0..ROUNDS {
+            let before = least;
+            for c in 0..site.run {
+                let partner = site.pairs.partner(c, site.run);
+                for step in [-1, 1] {
+                    let old = e[c];
+                    let new = (old + step).clamp(-MOST, MOST);
+                    (e[c], e[partner]) = (new, new);
+                    let noise = key_noise(&fourths, &queries, e);
+                    if noise < least {
+                        least = noise;
+                        break;
+                    }
+                    (e[c], e[partner]) = (old, old);
+                }
+            }
+            if least == before {
+                break;
+            }
+        }
+        if least >= LEAST_GAIN * none || least.is_nan() {
+            e.fill(0);
+        }
+    }
+    out
+}
+
+/// What rounding a head's keys to one scale costs in the scores: the square of the step, which the largest of them
+/// makes, times the queries that it is multiplied with. The root of the fourth powers' sum stands for the largest
+/// square: it is that of one channel that is large at all tokens, and counts one that seldom is.
+fn key_noise(fourths: &[f64], queries: &[f64], exponents: &[i8]) -> f64 {
+    let (mut largest, mut all) = (0.0, 0.0);
+    for ((k, q), e) in fourths.iter().zip(queries).zip(exponents) {
+        let square = f64::from(2 * e).exp2();
+        largest += k / (square * square);
+        all += q * square;
+    }
+    largest.sqrt() * all
 }
 
 /// A matrix that reads a site: squares of its columns' weights by channel, and the codes from 0 to its largest weight.
@@ -272,10 +396,12 @@ fn noise(site: &Site, squares: &[f64], readers: &[Reader], exponents: &[i8]) -> 
 
 #[cfg(test)]
 mod tests {
+    use lora_models::balance::Pairs;
+
     use super::*;
 
     fn site(channels: usize) -> Site {
-        Site { channels, producers: vec![0], readers: vec![1], run: channels, shared: 1 }
+        Site::of_columns(channels, vec![0], vec![1])
     }
 
     #[test]
@@ -311,9 +437,27 @@ mod tests {
 
     #[test]
     fn heads_that_share_values_are_seen_as_columns() {
-        let site = Site { channels: 4, producers: vec![0], readers: vec![1], run: 2, shared: 3 };
+        let site = Site { run: 2, shared: 3, ..Site::of_columns(4, vec![0], vec![1]) };
         let channels: Vec<usize> = (0..12).map(|c| site.channel(c)).collect();
         assert_eq!(channels, [0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3]);
+    }
+
+    #[test]
+    fn keys_give_away_what_is_large_at_all_tokens() {
+        let pairs = Pairs { half: 2, interleaved: false };
+        let site = Site { run: 4, shared: 2, queries: Some(2), pairs, ..Site::of_columns(8, vec![0], Vec::new()) };
+        // Channels 0 and 2 of the second head are a pair, 16 times as large as the others at each of two tokens.
+        let mut sums = Sums::new(&site);
+        for _ in 0..2 {
+            sums.add_keys(&site, &[1.0, 1.0, 1.0, 1.0, 16.0, 1.0, 16.0, 1.0]);
+            sums.queries.iter_mut().for_each(|q| *q += 2.0);
+        }
+        let e = of_keys(&site, &sums);
+        assert_eq!(e[..4], [0; 4]);
+        assert!(e[4] == e[6] && e[5] == e[7] && e[4] - e[5] >= 3, "{e:?}");
+        // Where nothing is known, nothing is done.
+        sums.fourths.fill(f64::NAN);
+        assert_eq!(of_keys(&site, &sums), [0; 8]);
     }
 
     #[test]
