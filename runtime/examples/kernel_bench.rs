@@ -11,7 +11,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use lora_runtime::kernels::{ActRows, Kernels, MAX_TOKENS, quant_row_bytes};
+use lora_runtime::kernels::{ActRows, Kernels, quant_row_bytes};
 use lora_runtime::weights::{PANEL_ROWS, WeightFormat};
 
 const TOKENS: usize = 256;
@@ -97,20 +97,24 @@ impl Bench {
         (repeat * (panels.len() - 64)) as f64 / seconds / 1e9
     }
 
+    /// As the runtime cuts a prompt: blocks of tokens, in each all panels.
     fn prefill(&self) -> f64 {
         let codebook = core::array::from_fn(|i| (i * 8) as u8);
-        let panels = self.panels(SMALL);
-        let mut out = [[0f32; PANEL_ROWS]; MAX_TOKENS];
+        let (panels, panel_bytes) = (self.panels(SMALL), self.format.panel_bytes(self.k));
+        let skip = panels.as_ptr().align_offset(64);
+        let panels = &panels[skip..panels.len() - 64 + skip];
+        let (sharing, at_once) = (self.kernels.sharing_panels(), self.kernels.tokens_at_once());
+        let mut out = vec![[0f32; PANEL_ROWS]; at_once * sharing];
         let mut count = 0;
         let seconds = best(|| {
             count = 0;
-            for panel in self.aligned(&panels) {
-                for t in (0..TOKENS).step_by(MAX_TOKENS) {
-                    let n = MAX_TOKENS.min(TOKENS - t);
-                    let rows = self.rows().skip(t);
-                    self.kernels.linear_panel(self.format, &codebook, panel, self.k, rows, &mut out[..n]);
+            for t in (0..TOKENS).step_by(at_once) {
+                let (n, rows) = (at_once.min(TOKENS - t), self.rows().skip(t));
+                for data in panels.chunks(sharing * panel_bytes) {
+                    let out = &mut out[..data.len() / panel_bytes * n];
+                    self.kernels.linear_panels(self.format, &codebook, data, self.k, rows, n, out);
                     black_box(&out);
-                    count += n * PANEL_ROWS * self.k;
+                    count += out.len() * PANEL_ROWS * self.k;
                 }
             }
         });

@@ -141,14 +141,7 @@ unsafe fn group<I: Isa>(isa: I, x: *const f32, codes: *mut i8) -> (f32, i32) {
             largest = isa.max(isa.from_bits(isa.and_i(isa.bits(isa.load(x.add(i))), magnitude)), largest);
             i += I::L;
         }
-        let mut lanes = [0f32; 16];
-        isa.store(lanes.as_mut_ptr(), largest);
-        let mut amax = 0f32;
-        let mut i = 0;
-        while i < I::L {
-            amax = if lanes[i] > amax { lanes[i] } else { amax };
-            i += 1;
-        }
+        let amax = isa.max_of_lanes(largest);
         let inverse = 127.0 / amax;
         if !inverse.is_finite() {
             codes.write_bytes(0, GROUP);
@@ -165,15 +158,7 @@ unsafe fn group<I: Isa>(isa: I, x: *const f32, codes: *mut i8) -> (f32, i32) {
             sum = isa.add_i(sum, code);
             i += I::L;
         }
-        let mut lanes = [0i32; 16];
-        isa.store_i(lanes.as_mut_ptr(), sum);
-        let mut total = 0;
-        let mut i = 0;
-        while i < I::L {
-            total += lanes[i];
-            i += 1;
-        }
-        (amax / 127.0, total)
+        (amax / 127.0, isa.sum_of_lanes_i(sum))
     }
 }
 

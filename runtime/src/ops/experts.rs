@@ -201,6 +201,6 @@ mod tests {
         check(1, &[(1, 5, 2)]);
         check(9, &[(8, 1, 2)]);
         check(3, &[]);
-        assert_eq!(Run::next(&[4; 40], 4, 0).map(|r| r.count), Some(MAX_TOKENS));
+        assert_eq!(Run::next(&[4; MAX_TOKENS + 8], 4, 0).map(|r| r.count), Some(MAX_TOKENS));
     }
 }

@@ -137,25 +137,51 @@ impl Job<'_, '_> {
                 let index = out.first_block + p;
                 let count = self.kernels.sharing_panels().min(panels - p);
                 let data = &self.data[index * panel_bytes..][..count * panel_bytes];
-                for first in (block..rows.end.min(block + TOKEN_BLOCK)).step_by(MAX_TOKENS) {
-                    let t = MAX_TOKENS.min(rows.end - first).min(block + TOKEN_BLOCK - first);
+                for first in (block..rows.end.min(block + TOKEN_BLOCK)).step_by(self.kernels.tokens_at_once()) {
+                    let t = self.kernels.tokens_at_once().min(rows.end - first).min(block + TOKEN_BLOCK - first);
                     let x = ActRows::new(self.x.span(first, t), self.x.stride());
                     let tile = &mut tile[..count * t];
                     self.kernels.linear_panels(self.format, self.codebook, data, self.cols, x, t, tile);
-                    for (p, sums) in (p..).zip(tile.chunks_exact_mut(t)) {
-                        let index = out.first_block + p;
-                        if let Some((update, values)) = &self.update {
+                    if let Some((update, values)) = &self.update {
+                        for (index, sums) in (index..).zip(tile.chunks_exact_mut(t)) {
                             update.update(self.kernels, values, index..index + 1, first, sums);
                         }
-                        for (i, sums) in (first..).zip(sums.iter_mut()) {
-                            self.add_bias(sums, index, i);
-                        }
-                        self.activate(sums);
-                        for (i, sums) in (first..).zip(sums.iter()) {
-                            self.write(sums, index, i, &mut out.row(i)[p * PANEL_ROWS..]);
-                        }
                     }
+                    self.finish(tile, t, (index, first), &mut out, p * PANEL_ROWS);
                 }
+            }
+        }
+    }
+
+    /// From the sums of `t` rows, from `first` on, of each of some panels, from `index` on, to their outputs, which are from
+    /// `column` on. Row by row: the outputs of a row lie side by side, those of a panel a row apart.
+    #[inline(always)]
+    fn finish(
+        &self,
+        tile: &mut [[f32; PANEL_ROWS]],
+        t: usize,
+        (index, first): (usize, usize),
+        out: &mut ColsMut<'_>,
+        column: usize,
+    ) {
+        let mut bias = self.bias;
+        if self.act != Act::None || self.update.is_some() {
+            for (panel, sums) in (index..).zip(tile.chunks_exact_mut(t)) {
+                for (i, sums) in (first..).zip(sums) {
+                    self.add_bias(sums, panel, i);
+                }
+            }
+            self.activate(tile);
+            bias = None;
+        }
+        for i in 0..t {
+            let sums = tile[i..].iter().step_by(t);
+            for ((panel, sums), out) in (index..).zip(sums).zip(out.row(first + i)[column..].chunks_mut(PANEL_ROWS)) {
+                let mut y = *sums;
+                if let Some(bias) = bias {
+                    each(&mut y, &sixteen(&bias[panel * PANEL_ROWS..]), |y, b| y + b);
+                }
+                self.write(&y, panel, first + i, out);
             }
         }
     }
@@ -192,9 +218,16 @@ impl Job<'_, '_> {
         }
         match out.first_chunk_mut::<PANEL_ROWS>() {
             Some(out) => *out = y,
-            None => out.copy_from_slice(&y[..out.len()]),
+            None => copy_few(&y, out),
         }
     }
+}
+
+/// Copies as many as there is room for. On its own: the compiler would make one call of both ways to write outputs.
+#[cold]
+#[inline(never)]
+fn copy_few(from: &[f32; PANEL_ROWS], to: &mut [f32]) {
+    to.copy_from_slice(&from[..to.len()]);
 }
 
 /// The first 16 of `values`, zeros behind their end.

@@ -2,8 +2,8 @@
 //!
 //! A kernel body is generic and relies on inlining; nothing in the language promises it. Here is checked that no entry contains a call, and
 //! that no loop over tokens of a linear entry, nor an innermost loop of attention, stores a vector register on the stack. Not judged: the
-//! loop for one token, which waits for memory anyway, and SSE4.1, which lacks registers and binary16. The same reading counts instructions:
-//! of the loop over groups for one token, per row of 32 weights, and of the loop over tokens, per row and token.
+//! loop for one token, which waits for memory anyway. The same reading counts instructions: of the loop over groups for one token, per row
+//! of 32 weights, and of the loop over tokens, per row and token.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,8 @@ struct Loop {
     instructions: usize,
     /// It asks for cache lines: of a linear entry, only the loop for one token does.
     asks: bool,
+    /// It multiplies: what makes activations ready does not.
+    multiplies: bool,
     /// Vector registers stored on the stack.
     spills: usize,
 }
@@ -64,7 +66,7 @@ pub fn run(args: &Args) -> Result<()> {
     print!("{}", table(&entries));
     let bad: Vec<String> = entries
         .iter()
-        .filter(|((level, name), e)| e.calls > 0 || level != "sse41" && e.spills(name) > 0)
+        .filter(|((_, name), e)| e.calls > 0 || e.spills(name) > 0)
         .map(|((level, name), e)| format!("{name}@{level}: {} calls, {} spills in loops", e.calls, e.spills(name)))
         .collect();
     if !bad.is_empty() {
@@ -130,6 +132,7 @@ fn judge(code: &[Line<'_>]) -> Entry {
         Loop {
             instructions: body.len(),
             asks: body.iter().any(|(_, text)| text.starts_with("prefetch") || text.starts_with("prfm")),
+            multiplies: body.iter().any(|(_, text)| ["mul", "fml", "dot"].iter().any(|m| mnemonic(text).contains(m))),
             spills: body.iter().filter(|(_, text)| is_spill(text)).count(),
         }
     };
@@ -176,11 +179,12 @@ fn is_spill(text: &str) -> bool {
     x86 || arm
 }
 
-/// Rows of a register, by level.
-fn lanes(level: &str) -> usize {
+/// Rows of 32 weights that a turn of the loop over tokens does, by level: those of a register; AMX adds up four groups.
+fn rows_of_a_turn(level: &str) -> usize {
     match level {
         "avx2" | "avxvnni" => 8,
-        "avx512" | "amx" => 16,
+        "avx512" => 16,
+        "amx" => 4 * 16,
         _ => 4,
     }
 }
@@ -193,10 +197,10 @@ fn table(entries: &Entries) -> String {
     );
     for ((level, name), entry) in entries {
         let Some(format) = name.strip_prefix("linear_").filter(|f| !f.starts_with('f')) else { continue };
-        // A panel has 16 rows; a turn of the loop over tokens does as many as a register has lanes.
-        let most =
-            |asks: bool| entry.loops.iter().filter(|l| l.asks == asks).map(|l| l.instructions).max().unwrap_or(0);
-        let (one, many) = (most(true) as f64 / 16.0, most(false) as f64 / lanes(level) as f64);
+        // A panel has 16 rows.
+        let most = |of: fn(&&Loop) -> bool| entry.loops.iter().filter(of).map(|l| l.instructions).max().unwrap_or(0);
+        let one = most(|l| l.asks) as f64 / 16.0;
+        let many = most(|l| !l.asks && l.multiplies) as f64 / rows_of_a_turn(level) as f64;
         text += &format!("| {level} | {format} | {one:.1} | {many:.1} |\n");
     }
     text
@@ -213,7 +217,7 @@ mod tests {
     1008:\tvmovdqu %ymm3,0x20(%rsp)
     100c:\tjne    1004 <lora_runtime::kernels::table::avx2::linear_q4+0x4>
     1010:\tmov    %rax,0x8(%rsp)
-    1014:\tvaddps (%r8),%ymm1,%ymm2
+    1014:\tvmulps (%r8),%ymm1,%ymm2
     1018:\tjb     1014 <lora_runtime::kernels::table::avx2::linear_q4+0x14>
     101c:\tjmp    1010 <lora_runtime::kernels::table::avx2::linear_q4+0x10>
     1020:\tcall   *0x551(%rip)        # 1f7 <memcpy@GLIBC_2.14>
@@ -235,11 +239,11 @@ mod tests {
         let entries = parse(TEXT);
         assert_eq!(entries.len(), 2);
         let q4 = &entries[&("avx2".to_owned(), "linear_q4".to_owned())];
-        let seen = |instructions, asks, spills| Loop { instructions, asks, spills };
-        assert_eq!(*q4, Entry { calls: 1, loops: vec![seen(3, true, 1), seen(2, false, 0)] });
+        let seen = |instructions, asks, multiplies, spills| Loop { instructions, asks, multiplies, spills };
+        assert_eq!(*q4, Entry { calls: 1, loops: vec![seen(3, true, false, 1), seen(2, false, true, 0)] });
         assert_eq!(q4.spills("linear_q4"), 0);
         let scores = &entries[&("neon".to_owned(), "attend_scores".to_owned())];
-        assert_eq!(*scores, Entry { calls: 0, loops: vec![seen(3, false, 1), seen(1, false, 0)] });
+        assert_eq!(*scores, Entry { calls: 0, loops: vec![seen(3, false, false, 1), seen(1, false, false, 0)] });
         assert_eq!(scores.spills("attend_scores"), 1);
         assert!(table(&entries).contains("| avx2 | q4 | 0.2 | 0.2 |"));
     }

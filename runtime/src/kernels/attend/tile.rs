@@ -116,7 +116,7 @@ impl Element for I8 {
 
 /// Whether the level's registers hold tiles of [`TILE`] queries, or of two at most.
 const fn wide<I: Isa>() -> bool {
-    I::REGISTERS >= 16
+    I::REGISTERS >= 12
 }
 
 /// Queries of a tile of a level that is not [`wide`]: one where code size counts, with more of the other side instead.

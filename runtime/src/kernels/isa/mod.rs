@@ -85,6 +85,31 @@ pub unsafe trait Isa: Copy + 'static {
     #[expect(clippy::wrong_self_convention, reason = "self is the proof, not the operand")]
     fn from_bits(self, a: Self::I) -> Self::F;
 
+    /// The lanes added up: the upper half onto the lower, until one is left.
+    #[inline(always)]
+    fn sum_of_lanes(self, a: Self::F) -> f32 {
+        fold_lanes(self, a, |a, b| a + b)
+    }
+    /// The largest lane, by [`Isa::max`] in the order of [`Isa::sum_of_lanes`].
+    #[inline(always)]
+    fn max_of_lanes(self, a: Self::F) -> f32 {
+        fold_lanes(self, a, |a, b| if a > b { a } else { b })
+    }
+    /// The integer lanes added up, wrapping.
+    #[inline(always)]
+    fn sum_of_lanes_i(self, a: Self::I) -> i32 {
+        let mut lanes = [0i32; LANES];
+        // SAFETY: L <= 16.
+        unsafe { self.store_i(lanes.as_mut_ptr(), a) };
+        let mut sum = lanes[0];
+        let mut i = 1;
+        while i < Self::L {
+            sum = sum.wrapping_add(lanes[i]);
+            i += 1;
+        }
+        sum
+    }
+
     /// All lanes `v`.
     fn splat_i(self, v: i32) -> Self::I;
     /// a + b, wrapping.
@@ -222,6 +247,19 @@ pub unsafe trait Bytes: Isa {
             ]
         }
     }
+    /// Largest code up to which [`Bytes::pairs_from`] beats [`Bytes::dots_from`] of registers of four inputs (255 stands for
+    /// signed codes): where broadcasts are instructions of their own, half of them are worth two shuffles.
+    const PAIRS_UP_TO: i32 = 0;
+    /// `start` and the pair sum of both dot products with `x`, as [`Bytes::dots_u`] computes them.
+    #[inline(always)]
+    fn pairs_from(self, start: Self::I, max: i32, a: [Self::B; 4], b: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
+        self.add_i(start, self.pair_sum(self.dots_u(max, a, x), self.dots_u(max, b, x)))
+    }
+    /// The same of signed codes, as [`Bytes::dots_s`] computes them.
+    #[inline(always)]
+    fn pairs_s_from(self, start: Self::I, a: [Self::B; 4], b: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
+        self.add_i(start, self.pair_sum(self.dots_s(a, x), self.dots_s(b, x)))
+    }
     /// `(a << SHL >> SHR) & mask` per byte, one of the shifts being 0 (moves a bit plane into place).
     fn plane<const SHL: u32, const SHR: u32>(self, a: Self::B, mask: u8) -> Self::B;
     /// Bitwise or.
@@ -247,26 +285,50 @@ pub const LANES: usize = 16;
 /// The sum of 16 logical lanes held in `16 / L` registers: lane `i + 8` onto `i`, `i + 4` onto `i`, `+ 2`, `+ 1`.
 #[inline(always)]
 pub fn sum_lanes<I: Isa>(isa: I, regs: &[I::F]) -> f32 {
-    fold_lanes(isa, regs, |a, b| a + b)
+    isa.sum_of_lanes(fold_registers::<I>(
+        regs,
+        #[inline(always)]
+        |a, b| isa.add(a, b),
+    ))
 }
 
 /// The largest of 16 logical lanes by the tree of [`sum_lanes`]; `max(a, b)` is [`Isa::max`].
 #[inline(always)]
 pub fn max_lanes<I: Isa>(isa: I, regs: &[I::F]) -> f32 {
-    fold_lanes(isa, regs, |a, b| if a > b { a } else { b })
+    isa.max_of_lanes(fold_registers::<I>(
+        regs,
+        #[inline(always)]
+        |a, b| isa.max(a, b),
+    ))
 }
 
 #[inline(always)]
-fn fold_lanes<I: Isa>(isa: I, regs: &[I::F], f: impl Fn(f32, f32) -> f32) -> f32 {
+fn fold_registers<I: Isa>(regs: &[I::F], f: impl Fn(I::F, I::F) -> I::F) -> I::F {
     assert!(regs.len() == LANES / I::L);
-    let mut lanes = [0f32; LANES];
-    let mut i = 0;
+    let mut folded = [regs[0]; LANES];
+    let mut i = 1;
     while i < regs.len() {
-        // SAFETY: i · L + L <= 16, as asserted.
-        unsafe { isa.store(lanes.as_mut_ptr().add(i * I::L), regs[i]) };
+        folded[i] = regs[i];
         i += 1;
     }
-    let mut n = LANES / 2;
+    let mut n = regs.len() / 2;
+    while n > 0 {
+        let mut i = 0;
+        while i < n {
+            folded[i] = f(folded[i], folded[i + n]);
+            i += 1;
+        }
+        n /= 2;
+    }
+    folded[0]
+}
+
+#[inline(always)]
+fn fold_lanes<I: Isa>(isa: I, a: I::F, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    // SAFETY: L <= 16.
+    unsafe { isa.store(lanes.as_mut_ptr(), a) };
+    let mut n = I::L / 2;
     while n > 0 {
         let mut i = 0;
         while i < n {

@@ -17,11 +17,13 @@ use core::mem::MaybeUninit;
 use super::codes::Codes;
 use super::groups::{Place, groups_of};
 use super::int::{self, Strip, load_strip};
-use super::{IntPanel, LinearArgs, MAX_TOKENS};
+use super::{IntPanel, LinearArgs};
 use crate::kernels::isa::x86::Amx;
 use crate::kernels::isa::{Bytes, Isa};
 use crate::weights::{BLOCK, GROUP, LINE, PANEL_ROWS, WeightFormat};
 
+/// Most tokens of a tile.
+const TILE_TOKENS: usize = 16;
 /// Tokens from which on tiles pay.
 const LEAST_TOKENS: usize = 10;
 
@@ -29,7 +31,7 @@ impl IntPanel for Amx {
     #[inline(always)]
     unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
         // SAFETY: passed on.
-        unsafe { int::panel::<Self, C>(self, a) }
+        unsafe { int::panels::<Self, C>(self, a) }
     }
 
     #[inline(always)]
@@ -40,18 +42,32 @@ impl IntPanel for Amx {
         }
         // SAFETY: passed on; the shapes are those of the tokens.
         unsafe {
-            if a.tokens < LEAST_TOKENS {
-                a.each_panel(
-                    #[inline(always)]
-                    |a| self.int_panel::<C>(a),
-                );
-                return;
+            // More tokens than a tile has rows go panel by panel and tile by tile.
+            let pieces = if a.tokens <= TILE_TOKENS { 1 } else { a.tokens.div_ceil(TILE_TOKENS) };
+            let mut piece = 0;
+            while piece < if pieces == 1 { 1 } else { a.panels * pieces } {
+                let a = if pieces == 1 { a } else { a.panel(piece / pieces).tile(piece % pieces) };
+                piece += 1;
+                if a.tokens < LEAST_TOKENS {
+                    self.int_panel::<C>(a);
+                    continue;
+                }
+                let shapes = Shapes::new(a.tokens as u8);
+                asm!("ldtilecfg [{0}]", in(reg) &raw const shapes, options(nostack, readonly, preserves_flags));
+                panels::<C>(self, a);
+                asm!("tilerelease", options(nostack, nomem, preserves_flags));
             }
-            let shapes = Shapes::new(a.tokens as u8);
-            asm!("ldtilecfg [{0}]", in(reg) &raw const shapes, options(nostack, readonly, preserves_flags));
-            panels::<C>(self, a);
-            asm!("tilerelease", options(nostack, nomem, preserves_flags));
         }
+    }
+}
+
+impl LinearArgs {
+    /// Tile number `i` of the tokens of one panel.
+    #[inline(always)]
+    fn tile(self, i: usize) -> Self {
+        let first = i * TILE_TOKENS;
+        let tokens = if self.tokens - first < TILE_TOKENS { self.tokens - first } else { TILE_TOKENS };
+        Self { x: self.x.wrapping_add(first * self.stride), out: self.out.wrapping_add(first), tokens, ..self }
     }
 }
 
@@ -82,7 +98,7 @@ impl Shapes {
 #[repr(C, align(64))]
 struct Stage {
     codes: [[[u8; LINE]; GROUP / 4]; BLOCK],
-    dots: [[[i32; PANEL_ROWS]; MAX_TOKENS]; BLOCK],
+    dots: [[[i32; PANEL_ROWS]; TILE_TOKENS]; BLOCK],
     multipliers: [[f32; PANEL_ROWS]; BLOCK],
     minima: [[f32; PANEL_ROWS]; BLOCK],
 }
@@ -231,7 +247,7 @@ unsafe fn multiply(x: *const u8, stride: usize, stage: *mut Stage, count: usize)
                     x = in(reg) x.wrapping_add(i * GROUP),
                     stride = in(reg) stride,
                     w = in(reg) (&raw const (*stage).codes).cast::<u8>().wrapping_add(i * GROUP / 4 * LINE),
-                    dots = in(reg) (&raw mut (*stage).dots).cast::<u8>().wrapping_add(i * MAX_TOKENS * LINE),
+                    dots = in(reg) (&raw mut (*stage).dots).cast::<u8>().wrapping_add(i * TILE_TOKENS * LINE),
                     line = in(reg) LINE,
                     options(nostack, preserves_flags)
                 )
@@ -278,7 +294,7 @@ unsafe fn add<C: Codes, const N: usize>(isa: Amx, a: LinearArgs, g: usize, stage
             let mut j = 0;
             while j < N {
                 let scale = isa.splat(row.cast::<f32>().add(j).read_unaligned());
-                let dot = isa.to_f(isa.load_i(dots.add(j * MAX_TOKENS * PANEL_ROWS)));
+                let dot = isa.to_f(isa.load_i(dots.add(j * TILE_TOKENS * PANEL_ROWS)));
                 let mut p = C::scaled(isa, dot, multipliers[j], scale);
                 if C::FORMAT.has_minimum() {
                     let total = row.add(groups * 4).cast::<i32>().add(j).read_unaligned();

@@ -43,9 +43,11 @@ impl Stored for Half {
 /// Tokens whose sums are held in registers together.
 const TILE: usize = 4;
 /// The same where a register holds a panel's rows: there are 32 of those, and a weight is converted once for more tokens.
-const LARGE_TILE: usize = 8;
+const LARGE_TILES: [usize; 2] = [16, 8];
 /// Inputs that are taken without asking for the end: a divisor of the group.
-const STEP: usize = 8;
+const fn step<I: Isa, W: Stored>() -> usize {
+    if narrow::<I, W>() && I::L < PANEL_ROWS { 2 } else { 8 }
+}
 
 /// Registers of one lane are a small processor's: one way through a panel, four rows and a token at a time, for little code.
 const fn small<I: Isa>() -> bool {
@@ -146,9 +148,13 @@ unsafe fn tokens<I: Isa, W: Stored>(isa: I, a: Place, count: usize, add: bool) {
         }
         let mut t = 0;
         if I::L == PANEL_ROWS {
-            while t + LARGE_TILE <= count {
-                strips::<I, W, LARGE_TILE>(isa, a, t, add);
-                t += LARGE_TILE;
+            while t + LARGE_TILES[0] <= count {
+                strips::<I, W, { LARGE_TILES[0] }>(isa, a, t, add);
+                t += LARGE_TILES[0];
+            }
+            if t + LARGE_TILES[1] <= count {
+                strips::<I, W, { LARGE_TILES[1] }>(isa, a, t, add);
+                t += LARGE_TILES[1];
             }
         }
         while t + TILE <= count {
@@ -205,7 +211,13 @@ unsafe fn small_tokens<I: Isa, W: Stored>(isa: I, a: Place, count: usize, add: b
     }
 }
 
-/// All rows for the tokens `t..t + T`, in passes over two registers of rows (over one where the panel has only one).
+/// Whether a pass is over one register of rows, not two: where the panel has only one, or there are few registers and weights
+/// take some to convert.
+const fn narrow<I: Isa, W: Stored>() -> bool {
+    I::L == PANEL_ROWS || I::REGISTERS < 16 && W::BYTES < 4
+}
+
+/// All rows for the tokens `t..t + T`, in passes over two registers of rows, or over one.
 ///
 /// # Safety
 /// As [`tokens`]; the tokens exist.
@@ -215,13 +227,13 @@ unsafe fn strips<I: Isa, W: Stored, const T: usize>(isa: I, a: Place, t: usize, 
     while row < PANEL_ROWS {
         // SAFETY: passed on.
         unsafe {
-            if I::L == PANEL_ROWS {
+            if const { narrow::<I, W>() } {
                 tile::<I, W, 1, T>(isa, a, t, row, add);
             } else {
                 tile::<I, W, 2, T>(isa, a, t, row, add);
             }
         }
-        row += if I::L == PANEL_ROWS { I::L } else { 2 * I::L };
+        row += if narrow::<I, W>() { I::L } else { 2 * I::L };
     }
 }
 
@@ -235,15 +247,18 @@ unsafe fn tile<I: Isa, W: Stored, const R: usize, const T: usize>(isa: I, a: Pla
     let mut k = 0;
     while k < a.k {
         let end = if a.k - k < GROUP { a.k } else { k + GROUP };
+        if T > 1 && t == 0 && row == 0 {
+            ask::<I, W>(isa, a.panel.wrapping_add(k * PANEL_ROWS * W::BYTES));
+        }
         let mut group = [[isa.splat(0.0); R]; T];
-        while k + STEP <= end {
+        while k + step::<I, W>() <= end {
             let mut i = 0;
-            while i < STEP {
+            while i < step::<I, W>() {
                 // SAFETY: k + i is below the panel's inputs.
                 unsafe { input::<I, W, R, T>(isa, a, t, row, k + i, &mut group) };
                 i += 1;
             }
-            k += STEP;
+            k += step::<I, W>();
         }
         while k < end {
             // SAFETY: k is below the panel's inputs.
@@ -272,6 +287,18 @@ unsafe fn tile<I: Isa, W: Stored, const R: usize, const T: usize>(isa: I, a: Pla
             r += 1;
         }
         i += 1;
+    }
+}
+
+/// Asks for the lines of the group after the one at `p`: the first tokens bring a panel from memory, and the hardware's own
+/// prefetcher stops at every page.
+#[inline(always)]
+fn ask<I: Isa, W: Stored>(isa: I, p: *const u8) {
+    const AHEAD: usize = 2048;
+    let mut line = 0;
+    while line < GROUP * PANEL_ROWS * W::BYTES {
+        isa.prefetch(p.wrapping_add(AHEAD + line));
+        line += LINE;
     }
 }
 

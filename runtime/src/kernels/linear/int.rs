@@ -1,48 +1,48 @@
-//! Quantized weights times quantized activations: one body for all formats and levels.
+//! Quantized weights times quantized activations: what all formats and levels share, and the body for one token; that for
+//! several is in [`many`].
 //!
 //! A **strip** is as many rows as a register has 32-bit lanes; its codes lie in two registers of every line, whose lanes
 //! `pair_sum` folds into one lane per row.
 //!
 //! ```text
 //! for each group g:  for each strip:
-//!     w = the two registers' codes, four parts of 8 inputs each, unpacked once     (8 registers)
+//!     w = the two registers' codes, four parts of 8 inputs each, unpacked          (8 registers)
 //!     m = the rows' multipliers as floats
-//!     for each token:
-//!         d = pair_sum(dot4(w.a, x), dot4(w.b, x)) − offset·Σx                     x broadcast, 8 inputs at a time
-//!         acc[token][strip] += scaled f32(d)
+//!     d = pair_sum(dot4(w.a, x), dot4(w.b, x)) − offset·Σx                         x broadcast, 8 inputs at a time
+//!     acc[strip] += scaled f32(d)
 //! ```
 //! 1. Codes are unsigned, so that the unsigned × signed dot instructions take them; Σx takes the offset out again.
 //! 2. Formats with a minimum add `f32(Σx) · (m · xscale)`; Σx comes with the activations.
-//! 3. One token keeps its sums in registers. With more, the sums live in `out`: a load and a store per 16 dot
-//!    products cost less than the registers would, and any number of tokens shares one unpacking. The dot products start
-//!    from what the offset makes, so that taking it out is one load.
 
 use crate::kernels::isa::{Bytes, strip};
 use crate::kernels::linear::codes::Codes;
 use crate::kernels::linear::groups::{Place, each_group};
-use crate::kernels::linear::{LinearArgs, MAX_TOKENS};
-use crate::weights::{GROUP, LINE, PANEL_ROWS};
+use crate::kernels::linear::{LinearArgs, many};
+use crate::weights::{GROUP, LINE};
 
 /// The body of the integer linear entries.
 ///
 /// # Safety
-/// As [`LinearArgs`] says; the panel is of `C`'s format.
+/// As [`LinearArgs`] says; the panels are of `C`'s format.
 #[inline(always)]
-pub(crate) unsafe fn panel<I: Bytes, C: Codes>(isa: I, a: LinearArgs) {
+pub(crate) unsafe fn panels<I: Bytes, C: Codes>(isa: I, a: LinearArgs) {
     // SAFETY: passed on.
     unsafe {
         let table = isa.table(a.codebook);
         if a.tokens == 1 {
-            one_token::<I, C>(isa, a, table);
+            a.each_panel(
+                #[inline(always)]
+                |a| one_token::<I, C>(isa, a, table),
+            );
         } else {
-            many_tokens::<I, C>(isa, a, table);
+            many::panels::<I, C>(isa, a, table);
         }
     }
 }
 
 /// What the dot product is too large by, in units of Σx.
 #[inline(always)]
-const fn offset<I: Bytes, C: Codes>() -> i32 {
+pub(super) const fn offset<I: Bytes, C: Codes>() -> i32 {
     if C::FORMAT.code_bits() == 8 { I::SIGNED_OFFSET } else { C::OFFSET }
 }
 
@@ -52,20 +52,9 @@ fn dots<I: Bytes, C: Codes>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
     if C::FORMAT.code_bits() == 8 { isa.dots_s(w, x) } else { isa.dots_u(C::MAX, w, x) }
 }
 
-/// `start` and the dot product with a group of activations, one lane per row; `w` holds 4 inputs per register.
-///
-/// # Safety
-/// `x` is valid for reading 32 bytes.
-#[inline(always)]
-unsafe fn group<I: Bytes, C: Codes>(isa: I, start: I::I, w: [I::B; 8], x: *const i8) -> I::I {
-    // SAFETY: passed on.
-    let x = unsafe { isa.lanes_of_group(x) };
-    if C::FORMAT.code_bits() == 8 { isa.dots_s_from(start, w, x) } else { isa.dots_from(start, C::MAX, w, x) }
-}
-
 /// Calls `f` with the number of every strip, unrolled, so that the numbers are constants in it.
 #[inline(always)]
-fn each_strip<I: Bytes>(mut f: impl FnMut(usize)) {
+pub(super) fn each_strip<I: Bytes>(mut f: impl FnMut(usize)) {
     f(0);
     if I::L <= 8 {
         f(1);
@@ -130,11 +119,11 @@ struct Group<I: Bytes> {
 
 /// What goes with the codes of a group of one token's activations.
 #[derive(Clone, Copy)]
-struct Scales<I: Bytes> {
+pub(super) struct Scales<I: Bytes> {
     /// The scale.
-    x: I::F,
+    pub(super) x: I::F,
     /// The sum of the codes, for formats with a minimum.
-    sum: I::F,
+    pub(super) sum: I::F,
 }
 
 /// # Safety
@@ -145,10 +134,19 @@ unsafe fn load_group<I: Bytes, C: Codes>(isa: I, row: *const u8, groups: usize, 
     unsafe {
         let codes = row.add(g * GROUP).cast::<i8>();
         let scales = load_scales::<I, C>(isa, row, groups, g);
-        let offset = isa.splat_i(offset_of::<I, C>(row, groups, g));
-        let x = [isa.splat8(codes), isa.splat8(codes.add(8)), isa.splat8(codes.add(16)), isa.splat8(codes.add(24))];
-        Group { x, offset, scales }
+        let offset = isa.splat_i(sum_of(row, groups, g).wrapping_mul(offset::<I, C>()));
+        Group { x: splat_group(isa, codes), offset, scales }
     }
+}
+
+/// The 32 bytes at `x`, eight per register, in every slot.
+///
+/// # Safety
+/// `x` is valid for reading 32 bytes.
+#[inline(always)]
+pub(super) unsafe fn splat_group<I: Bytes>(isa: I, x: *const i8) -> [I::B; 4] {
+    // SAFETY: the caller vouches for the 32 bytes.
+    unsafe { [isa.splat8(x), isa.splat8(x.add(8)), isa.splat8(x.add(16)), isa.splat8(x.add(24))] }
 }
 
 /// Σx of the group.
@@ -159,16 +157,6 @@ unsafe fn load_group<I: Bytes, C: Codes>(isa: I, row: *const u8, groups: usize, 
 unsafe fn sum_of(row: *const u8, groups: usize, g: usize) -> i32 {
     // SAFETY: as the layout of the row says.
     unsafe { row.add(groups * (GROUP + 4)).cast::<i32>().add(g).read_unaligned() }
-}
-
-/// What the group's dot product is too large by.
-///
-/// # Safety
-/// As [`load_group`].
-#[inline(always)]
-unsafe fn offset_of<I: Bytes, C: Codes>(row: *const u8, groups: usize, g: usize) -> i32 {
-    // SAFETY: passed on.
-    unsafe { sum_of(row, groups, g) }.wrapping_mul(offset::<I, C>())
 }
 
 /// # Safety
@@ -193,13 +181,13 @@ fn contribution<I: Bytes, C: Codes>(isa: I, w: &Strip<I>, x: &Group<I>) -> I::F 
 
 /// From the dot product to the contribution.
 #[inline(always)]
-fn finish<I: Bytes, C: Codes>(isa: I, dot: I::I, multipliers: I::F, minima: I::F, x: Scales<I>) -> I::F {
+pub(super) fn finish<I: Bytes, C: Codes>(isa: I, dot: I::I, multipliers: I::F, minima: I::F, x: Scales<I>) -> I::F {
     let p = C::scaled(isa, isa.to_f(dot), multipliers, x.x);
     if C::FORMAT.has_minimum() { isa.add(p, isa.mul(x.sum, isa.mul(minima, x.x))) } else { p }
 }
 
 /// # Safety
-/// As [`panel`], with one token.
+/// As [`panels`], with one panel and one token.
 #[inline(always)]
 unsafe fn one_token<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
     let groups = a.k.div_ceil(GROUP);
@@ -235,69 +223,4 @@ unsafe fn one_token<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
             }
         },
     );
-}
-
-/// # Safety
-/// As [`panel`].
-#[inline(always)]
-unsafe fn many_tokens<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
-    let groups = a.k.div_ceil(GROUP);
-    each_group::<I, C>(
-        isa,
-        a,
-        #[inline(always)]
-        |place| {
-            let mut starts = [0i32; MAX_TOKENS];
-            let mut t = 0;
-            while t < a.tokens && offset::<I, C>() != 0 {
-                // SAFETY: t is below the number of tokens, which is at most that many; the row has the group.
-                unsafe {
-                    let offset = offset_of::<I, C>(a.x.wrapping_add(t * a.stride), groups, place.g);
-                    *starts.get_unchecked_mut(t) = offset.wrapping_neg();
-                }
-                t += 1;
-            }
-            each_strip::<I>(
-                #[inline(always)]
-                |s| {
-                    // SAFETY: the group is one of the panel's and of each row's, strips are those of the level, t is
-                    // below the number of tokens.
-                    unsafe {
-                        let strip = load_strip::<I, C>(isa, table, place, s);
-                        let (w, multipliers, minima) = (strip.dealt(isa), strip.multipliers, strip.minima);
-                        let mut row = a.x;
-                        let mut out = a.out.cast::<f32>().add(s * I::L);
-                        let mut t = 0;
-                        while t < a.tokens {
-                            let start = if offset::<I, C>() == 0 { 0 } else { *starts.get_unchecked(t) };
-                            let dot = group::<I, C>(isa, isa.splat_i(start), w, row.add(place.g * GROUP).cast());
-                            let scales = load_scales::<I, C>(isa, row, groups, place.g);
-                            let p = finish::<I, C>(isa, dot, multipliers, minima, scales);
-                            isa.store(out, isa.add(isa.load(out), p));
-                            row = row.wrapping_add(a.stride);
-                            out = out.wrapping_add(PANEL_ROWS);
-                            t += 1;
-                        }
-                    }
-                },
-            );
-        },
-    );
-    if C::FORMAT.has_row_scale() {
-        each_strip::<I>(
-            #[inline(always)]
-            |s| {
-                // SAFETY: there are 16 row scales; t is below the number of tokens.
-                unsafe {
-                    let scales = isa.load(a.row_scales.add(s * I::L));
-                    let mut t = 0;
-                    while t < a.tokens {
-                        let out = a.out.add(t).cast::<f32>().add(s * I::L);
-                        isa.store(out, isa.mul(isa.load(out), scales));
-                        t += 1;
-                    }
-                }
-            },
-        );
-    }
 }

@@ -34,6 +34,8 @@ mod float;
 mod groups;
 #[cfg(target_arch = "x86_64")]
 mod int;
+#[cfg(target_arch = "x86_64")]
+mod many;
 #[cfg(feature = "pack")]
 mod pack;
 mod plain;
@@ -58,10 +60,12 @@ pub(super) use codes::{I4, I4M, I5, I5M, Q4, Q4L, Q5, Q6, Q8, Q8R};
 pub(super) use float::{Half, Single, add_thin};
 
 /// Most tokens that one call of [`Kernels::linear_panel`] takes: more where they share a panel's unpacking.
-pub const MAX_TOKENS: usize = if cfg!(all(target_arch = "aarch64", target_feature = "neon")) { 64 } else { 16 };
+pub const MAX_TOKENS: usize =
+    if cfg!(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))) { 64 } else { 16 };
 
 /// Most panels that [`Kernels::sharing_panels`] tells.
-pub const MAX_SHARING_PANELS: usize = if cfg!(all(target_arch = "aarch64", target_feature = "neon")) { 4 } else { 1 };
+pub const MAX_SHARING_PANELS: usize =
+    if cfg!(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))) { 4 } else { 1 };
 
 /// Rows of activations: quantized rows for quantized weights, f32 rows (little-endian, as on every supported CPU)
 /// for float weights.
@@ -217,21 +221,36 @@ mod general {
         #[inline(always)]
         unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
             // SAFETY: passed on.
-            unsafe { int::panel::<Self, C>(self, a) }
+            unsafe { int::panels::<Self, C>(self, a) }
+        }
+        #[inline(always)]
+        unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
+            // SAFETY: passed on.
+            unsafe { int::panels::<Self, C>(self, a) }
         }
     }
     impl<D: Dot> IntPanel for Ymm<D> {
         #[inline(always)]
         unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
             // SAFETY: passed on.
-            unsafe { int::panel::<Self, C>(self, a) }
+            unsafe { int::panels::<Self, C>(self, a) }
+        }
+        #[inline(always)]
+        unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
+            // SAFETY: passed on.
+            unsafe { int::panels::<Self, C>(self, a) }
         }
     }
     impl IntPanel for Avx512 {
         #[inline(always)]
         unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
             // SAFETY: passed on.
-            unsafe { int::panel::<Self, C>(self, a) }
+            unsafe { int::panels::<Self, C>(self, a) }
+        }
+        #[inline(always)]
+        unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
+            // SAFETY: passed on.
+            unsafe { int::panels::<Self, C>(self, a) }
         }
     }
 }
@@ -271,8 +290,17 @@ impl Kernels {
     #[must_use]
     pub fn sharing_panels(&self) -> usize {
         match self.level() {
-            Level::Dotprod | Level::I8mm | Level::Amx => MAX_SHARING_PANELS,
-            _ => 1,
+            Level::Scalar | Level::Neon | Level::Dsp | Level::Amx => 1,
+            _ => MAX_SHARING_PANELS,
+        }
+    }
+
+    /// How many tokens a call should have at most: more would share no more.
+    #[must_use]
+    pub fn tokens_at_once(&self) -> usize {
+        match self.level() {
+            Level::Scalar | Level::Amx => 16,
+            _ => MAX_TOKENS,
         }
     }
 

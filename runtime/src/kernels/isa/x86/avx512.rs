@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::NEAREST;
+use super::{NEAREST, max_of_four, sum_of_four, sum_of_four_i};
 use crate::kernels::isa::{Bytes, Isa};
 
 /// Proof of AVX-512 F, BW, DQ, VL and VNNI, and with `TILES` of AMX's tiles for bytes.
@@ -100,6 +100,28 @@ unsafe impl<const TILES: bool> Isa for Zmm<TILES> {
     #[inline(always)]
     fn from_bits(self, a: Self::I) -> Self::F {
         op!(_mm512_castsi512_ps(a))
+    }
+
+    #[inline(always)]
+    fn sum_of_lanes(self, a: Self::F) -> f32 {
+        op!({
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            sum_of_four(_mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight)))
+        })
+    }
+    #[inline(always)]
+    fn max_of_lanes(self, a: Self::F) -> f32 {
+        op!({
+            let eight = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            max_of_four(_mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight)))
+        })
+    }
+    #[inline(always)]
+    fn sum_of_lanes_i(self, a: Self::I) -> i32 {
+        op!({
+            let eight = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64::<1>(a));
+            sum_of_four_i(_mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight)))
+        })
     }
 
     #[inline(always)]

@@ -1,9 +1,9 @@
-//! 128-bit registers; binary16 conversions in software.
+//! 128-bit registers; binary16 conversions by integer instructions.
 
 use core::arch::x86_64::*;
 
-use super::{EVEN, ODD, count, word_run};
-use crate::kernels::isa::scalar::{f16_to_f32, f32_to_f16};
+use super::{EVEN, ODD, count, max_of_four, sum_of_four, sum_of_four_i, word_run};
+use crate::kernels::isa::scalar::f32_to_f16;
 use crate::kernels::isa::{Bytes, Isa};
 
 /// Proof of SSE4.1 (and SSSE3).
@@ -13,6 +13,8 @@ pub struct Sse41(());
 // SAFETY: the only constructor is the unsafe `proof`.
 unsafe impl Isa for Sse41 {
     const L: usize = 4;
+    // Of 16: operations overwrite an operand, and conversions from binary16 want some.
+    const REGISTERS: usize = 12;
     type F = __m128;
     type I = __m128i;
 
@@ -38,9 +40,16 @@ unsafe impl Isa for Sse41 {
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> Self::F {
-        let h = op!(p.cast::<[u16; 4]>().read_unaligned());
-        let lanes = h.map(f16_to_f32);
-        op!(_mm_loadu_ps(lanes.as_ptr()))
+        // Exponent and fraction in their places are the value times 2⁻¹¹², subnormal or not; the largest exponent stays so.
+        op!({
+            let h = _mm_cvtepu16_epi32(_mm_loadu_si64(p.cast()));
+            let magnitude = _mm_and_si128(h, _mm_set1_epi32(0x7fff));
+            let scaled = _mm_castsi128_ps(_mm_slli_epi32::<13>(magnitude));
+            let value = _mm_castps_si128(_mm_mul_ps(scaled, _mm_set1_ps(f32::from_bits((127 + 112) << 23))));
+            let special = _mm_and_si128(_mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x7bff)), _mm_set1_epi32(0xff << 23));
+            let sign = _mm_slli_epi32::<16>(_mm_xor_si128(h, magnitude));
+            _mm_castsi128_ps(_mm_or_si128(_mm_or_si128(value, special), sign))
+        })
     }
     #[inline(always)]
     unsafe fn store_f16(self, p: *mut u16, v: Self::F) {
@@ -100,6 +109,19 @@ unsafe impl Isa for Sse41 {
     #[inline(always)]
     fn from_bits(self, a: Self::I) -> Self::F {
         op!(_mm_castsi128_ps(a))
+    }
+
+    #[inline(always)]
+    fn sum_of_lanes(self, a: Self::F) -> f32 {
+        sum_of_four(a)
+    }
+    #[inline(always)]
+    fn max_of_lanes(self, a: Self::F) -> f32 {
+        max_of_four(a)
+    }
+    #[inline(always)]
+    fn sum_of_lanes_i(self, a: Self::I) -> i32 {
+        sum_of_four_i(a)
     }
 
     #[inline(always)]
@@ -228,6 +250,32 @@ unsafe impl Bytes for Sse41 {
             let (a, b) = (_mm_castsi128_ps(a), _mm_castsi128_ps(b));
             (_mm_castps_si128(_mm_shuffle_ps::<EVEN>(a, b)), _mm_castps_si128(_mm_shuffle_ps::<ODD>(a, b)))
         })
+    }
+    // A broadcast of four bytes is two instructions, one of eight is one.
+    const PAIRS_UP_TO: i32 = 255;
+    #[inline(always)]
+    fn pairs_from(self, start: Self::I, max: i32, a: [Self::B; 4], b: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
+        if word_run(max) < 8 {
+            let (even, odd) = self.deal(self.dots_u(max, a, x), self.dots_u(max, b, x));
+            return self.add_i(start, self.add_i(even, odd));
+        }
+        // All of a row's products fit 16 bits together.
+        op!({
+            let (mut first, mut second) = (_mm_maddubs_epi16(a[0], x[0]), _mm_maddubs_epi16(b[0], x[0]));
+            let mut i = 1;
+            while i < 4 {
+                first = _mm_add_epi16(first, _mm_maddubs_epi16(a[i], x[i]));
+                second = _mm_add_epi16(second, _mm_maddubs_epi16(b[i], x[i]));
+                i += 1;
+            }
+            let (even, odd) = self.deal(first, second);
+            _mm_add_epi32(start, _mm_madd_epi16(_mm_add_epi16(even, odd), _mm_set1_epi16(1)))
+        })
+    }
+    #[inline(always)]
+    fn pairs_s_from(self, start: Self::I, a: [Self::B; 4], b: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
+        let (even, odd) = self.deal(self.dots_s(a, x), self.dots_s(b, x));
+        self.add_i(start, self.add_i(even, odd))
     }
     #[inline(always)]
     unsafe fn splat4(self, p: *const i8) -> Self::B {

@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 use core::marker::PhantomData;
 
-use super::{EVEN, NEAREST, ODD, count, word_run};
+use super::{EVEN, NEAREST, ODD, count, max_of_four, sum_of_four, sum_of_four_i, word_run};
 use crate::kernels::isa::{Bytes, Isa};
 
 /// The dot products of a level with 256-bit registers.
@@ -13,6 +13,8 @@ use crate::kernels::isa::{Bytes, Isa};
 pub unsafe trait Dot: Copy + 'static {
     /// See [`Bytes::SIGNED_OFFSET`].
     const SIGNED_OFFSET: i32;
+    /// See [`Bytes::PAIRS_UP_TO`].
+    const PAIRS_UP_TO: i32;
     /// See [`Bytes::dot_u`].
     fn dot_u(acc: __m256i, w: __m256i, x: __m256i) -> __m256i;
     /// See [`Bytes::dots_from`].
@@ -30,6 +32,7 @@ pub struct Maddubs;
 // SAFETY: AVX2 only.
 unsafe impl Dot for Maddubs {
     const SIGNED_OFFSET: i32 = 0;
+    const PAIRS_UP_TO: i32 = 15;
     #[inline(always)]
     fn dot_u(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
         op!(_mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1))))
@@ -78,6 +81,7 @@ macro_rules! dpbusd {
         // SAFETY: AVX2 and this one instruction.
         unsafe impl Dot for $name {
             const SIGNED_OFFSET: i32 = 128;
+            const PAIRS_UP_TO: i32 = 0;
             #[inline(always)]
             fn dot_u(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
                 op!($instruction(acc, w, x))
@@ -211,6 +215,19 @@ unsafe impl<D: Dot> Isa for Ymm<D> {
     }
 
     #[inline(always)]
+    fn sum_of_lanes(self, a: Self::F) -> f32 {
+        sum_of_four(op!(_mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a))))
+    }
+    #[inline(always)]
+    fn max_of_lanes(self, a: Self::F) -> f32 {
+        max_of_four(op!(_mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a))))
+    }
+    #[inline(always)]
+    fn sum_of_lanes_i(self, a: Self::I) -> i32 {
+        sum_of_four_i(op!(_mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a))))
+    }
+
+    #[inline(always)]
     fn splat_i(self, v: i32) -> Self::I {
         op!(_mm256_set1_epi32(v))
     }
@@ -267,6 +284,7 @@ unsafe impl<D: Dot> Isa for Ymm<D> {
 unsafe impl<D: Dot> Bytes for Ymm<D> {
     type B = __m256i;
     const SIGNED_OFFSET: i32 = D::SIGNED_OFFSET;
+    const PAIRS_UP_TO: i32 = D::PAIRS_UP_TO;
 
     #[inline(always)]
     unsafe fn load_b(self, p: *const u8) -> Self::B {
@@ -334,6 +352,26 @@ unsafe impl<D: Dot> Bytes for Ymm<D> {
             let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
             let (even, odd) = (_mm256_shuffle_ps::<EVEN>(a, b), _mm256_shuffle_ps::<ODD>(a, b));
             (_mm256_castps_si256(even), _mm256_castps_si256(odd))
+        })
+    }
+    #[inline(always)]
+    fn pairs_from(self, start: Self::I, max: i32, a: [Self::B; 4], b: [Self::B; 4], x: [Self::B; 4]) -> Self::I {
+        if word_run(max) < 8 {
+            let (even, odd) = self.deal(self.dots_u(max, a, x), self.dots_u(max, b, x));
+            return self.add_i(start, self.add_i(even, odd));
+        }
+        // All of a row's products fit 16 bits together.
+        op!({
+            let (mut first, mut second) = (_mm256_maddubs_epi16(a[0], x[0]), _mm256_maddubs_epi16(b[0], x[0]));
+            let mut i = 1;
+            while i < 4 {
+                first = _mm256_add_epi16(first, _mm256_maddubs_epi16(a[i], x[i]));
+                second = _mm256_add_epi16(second, _mm256_maddubs_epi16(b[i], x[i]));
+                i += 1;
+            }
+            let (even, odd) = self.deal(first, second);
+            let words = _mm256_add_epi16(even, odd);
+            _mm256_add_epi32(start, _mm256_madd_epi16(words, _mm256_set1_epi16(1)))
         })
     }
     #[inline(always)]

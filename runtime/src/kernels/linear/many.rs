@@ -1,0 +1,226 @@
+//! Quantized weights times several tokens.
+//!
+//! ```text
+//! for each run of groups:
+//!     start = −offset · Σx                             of every token and group
+//!     for each panel, group and strip:
+//!         w = the strip's codes, unpacked once
+//!         m = the rows' multipliers as floats
+//!         for each token:
+//!             d = start + dot(w, x)                    x broadcast, a few inputs at a time
+//!             out[token][strip] += scaled f32(d)
+//! ```
+//! 1. The sums live in `out`: a load and a store beside 8 dot products cost less than the registers would, and any number of
+//!    tokens shares one unpacking.
+//! 2. What unsigned codes make the dot products too large by is what they start from, so that taking it out is one load. It is
+//!    computed once for all panels of a call, a register of groups at a time.
+//! 3. Of each row a register holds 4 inputs, or 8 and there are two, as one is loaded: what is better depends on the level and
+//!    the codes ([`Bytes::PAIRS_UP_TO`]).
+
+use core::mem::MaybeUninit;
+
+use crate::kernels::isa::Bytes;
+use crate::kernels::linear::codes::Codes;
+use crate::kernels::linear::groups::groups_of;
+use crate::kernels::linear::int::{Scales, Strip, each_strip, finish, load_strip, offset, splat_group};
+use crate::kernels::linear::{LinearArgs, MAX_TOKENS};
+use crate::weights::{BLOCK, GROUP, PANEL_ROWS};
+
+/// Groups of a run: a token's starts are then as far apart as its sums.
+const RUN: usize = PANEL_ROWS;
+const _: () = assert!(RUN.is_multiple_of(BLOCK));
+
+/// Room for the starts of a run.
+type Starts = MaybeUninit<[[i32; RUN]; MAX_TOKENS]>;
+
+/// # Safety
+/// As [`LinearArgs`] says; the panels are of `C`'s format, whose codebook is in `table`.
+#[inline(always)]
+pub(super) unsafe fn panels<I: Bytes, C: Codes>(isa: I, a: LinearArgs, table: I::B) {
+    let groups = a.k.div_ceil(GROUP);
+    let mut room = Starts::uninit();
+    let starts = room.as_mut_ptr().cast::<i32>();
+    let mut first = 0;
+    while first < groups {
+        let last = if groups - first < RUN { groups } else { first + RUN };
+        // SAFETY: groups and panels are those of the call.
+        unsafe {
+            if offset::<I, C>() != 0 || C::FORMAT.has_minimum() {
+                start::<I, C>(isa, a, first, last, starts);
+            }
+            // That of group g is so far from the end.
+            let starts = starts.wrapping_add(RUN).wrapping_sub(last);
+            a.each_panel(
+                #[inline(always)]
+                |a| run::<I, C>(isa, a, table, (first, last), starts),
+            );
+        }
+        first = last;
+    }
+    if C::FORMAT.has_row_scale() {
+        a.each_panel(
+            #[inline(always)]
+            |a| {
+                each_strip::<I>(
+                    #[inline(always)]
+                    |s| {
+                        // SAFETY: there are 16 row scales; t is below the number of tokens.
+                        unsafe {
+                            let scales = isa.load(a.row_scales.add(s * I::L));
+                            let mut t = 0;
+                            while t < a.tokens {
+                                let out = a.out.add(t).cast::<f32>().add(s * I::L);
+                                isa.store(out, isa.mul(isa.load(out), scales));
+                                t += 1;
+                            }
+                        }
+                    },
+                )
+            },
+        );
+    }
+}
+
+/// Writes what the dot products of the groups `first..last` start from, or, of formats with a minimum, the groups' sums as
+/// floats, at the end of the tokens' places.
+///
+/// # Safety
+/// As [`LinearArgs`] says; the groups are the rows', at most [`RUN`].
+#[inline(always)]
+unsafe fn start<I: Bytes, C: Codes>(isa: I, a: LinearArgs, first: usize, last: usize, starts: *mut i32) {
+    let groups = a.k.div_ceil(GROUP);
+    let mut end = a.x.wrapping_add(groups * (GROUP + 4) + last * 4).cast::<i32>();
+    let mut to = starts.wrapping_add(RUN);
+    let mut t = 0;
+    while t < a.tokens {
+        // SAFETY: a register that ends with the last sum begins within the row, whose other parts are nine times as long
+        // as the sums, but for a row of one group in a register of 16.
+        unsafe {
+            if I::L > 9 && groups == 1 {
+                let sum = isa.splat_i(end.sub(1).read_unaligned());
+                isa.store_i(to.sub(I::L), started::<I, C>(isa, sum));
+            } else {
+                let mut back = 0;
+                while back < last - first {
+                    back += I::L;
+                    let sums = isa.load_i(end.sub(back));
+                    isa.store_i(to.sub(back), started::<I, C>(isa, sums));
+                }
+            }
+        }
+        end = end.wrapping_byte_add(a.stride);
+        to = to.wrapping_add(RUN);
+        t += 1;
+    }
+}
+
+/// Σx as it is read later.
+#[inline(always)]
+fn started<I: Bytes, C: Codes>(isa: I, sums: I::I) -> I::I {
+    if C::FORMAT.has_minimum() {
+        return isa.bits(isa.to_f(sums));
+    }
+    let raised = match offset::<I, C>() {
+        8 => isa.shl_i::<3>(sums),
+        16 => isa.shl_i::<4>(sums),
+        32 => isa.shl_i::<5>(sums),
+        64 => isa.shl_i::<6>(sums),
+        128 => isa.shl_i::<7>(sums),
+        _ => unreachable!("codes are raised by a power of two"),
+    };
+    isa.sub_i(isa.splat_i(0), raised)
+}
+
+/// A panel's part of a run: `starts` points to where group 0's would be.
+///
+/// # Safety
+/// As [`panels`], with one panel; the run's starts are written.
+#[inline(always)]
+unsafe fn run<I: Bytes, C: Codes>(
+    isa: I,
+    a: LinearArgs,
+    table: I::B,
+    (first, last): (usize, usize),
+    starts: *const i32,
+) {
+    let groups = a.k.div_ceil(GROUP);
+    groups_of::<I, C>(
+        isa,
+        a,
+        first,
+        last,
+        #[inline(always)]
+        |place| {
+            each_strip::<I>(
+                #[inline(always)]
+                |s| {
+                    // SAFETY: the group is one of the panel's and of each row's, strips are those of the level, t is
+                    // below the number of tokens.
+                    unsafe {
+                        let strip = load_strip::<I, C>(isa, table, place, s);
+                        let w = strip.dealt(isa);
+                        let mut at = At {
+                            codes: a.x.add(place.g * GROUP),
+                            scale: a.x.add(groups * GROUP + place.g * 4),
+                            start: starts.wrapping_add(place.g),
+                            out: a.out.cast::<f32>().add(s * I::L),
+                        };
+                        let mut t = 0;
+                        while t < a.tokens {
+                            token::<I, C>(isa, &strip, w, at);
+                            at = at.next(a.stride);
+                            t += 1;
+                        }
+                    }
+                },
+            );
+        },
+    );
+}
+
+/// Where a token's things are, of a group and strip.
+#[derive(Clone, Copy)]
+struct At {
+    codes: *const u8,
+    scale: *const u8,
+    start: *const i32,
+    out: *mut f32,
+}
+
+impl At {
+    #[inline(always)]
+    fn next(self, stride: usize) -> Self {
+        Self {
+            codes: self.codes.wrapping_add(stride),
+            scale: self.scale.wrapping_add(stride),
+            start: self.start.wrapping_add(RUN),
+            out: self.out.wrapping_add(PANEL_ROWS),
+        }
+    }
+}
+
+/// A token's part.
+///
+/// # Safety
+/// All that `at` names is there.
+#[inline(always)]
+unsafe fn token<I: Bytes, C: Codes>(isa: I, strip: &Strip<I>, w: [I::B; 8], at: At) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let start = isa.splat_i(if offset::<I, C>() == 0 { 0 } else { *at.start });
+        let (pairs, signed) = (C::MAX <= I::PAIRS_UP_TO, C::FORMAT.code_bits() == 8);
+        let dot = if pairs {
+            let (a, b, x) = (strip.a, strip.b, splat_group(isa, at.codes.cast()));
+            if signed { isa.pairs_s_from(start, a, b, x) } else { isa.pairs_from(start, C::MAX, a, b, x) }
+        } else {
+            let x = isa.lanes_of_group(at.codes.cast());
+            if signed { isa.dots_s_from(start, w, x) } else { isa.dots_from(start, C::MAX, w, x) }
+        };
+        let scales = Scales {
+            x: isa.splat(at.scale.cast::<f32>().read_unaligned()),
+            sum: isa.splat(if C::FORMAT.has_minimum() { *at.start.cast::<f32>() } else { 0.0 }),
+        };
+        let p = finish::<I, C>(isa, dot, strip.multipliers, strip.minima, scales);
+        isa.store(at.out, isa.add(isa.load(at.out), p));
+    }
+}
