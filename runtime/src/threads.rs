@@ -7,11 +7,18 @@
 //! nothing and takes no contended lock unless a thread has to be woken. A caller that waits long for the last task sleeps too: most
 //! likely the system has taken the CPU from the thread that runs it, and may now move that thread to the caller's.
 //!
+//! Then there are more busy threads than CPUs, and a thread that loses its CPU with a task in hand holds all others up for
+//! longer than it ever helped. So after such a wait the pool works with one thread less for many times that long
+//! ([`Width`]), and then tries again.
+//!
 //! The ticket is one word, `job number << 32 | next task`. To publish a job the caller (1) closes the ticket: the new
 //! number with a task number beyond every job's, (2) writes the job's fields, (3) opens the ticket at task 0. A thread reads the ticket's job
 //! number, then the fields, then takes a ticket by compare-and-swap: if the number is still the same, the fields belong to it, and if the
 //! task number is below the job's count, that task is unfinished, so `run` has not returned and the closure is alive.
 #![expect(unsafe_code, reason = "a job's closure is lent to the threads for the duration of `run`")]
+
+mod arena;
+mod width;
 
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::boxed::Box;
@@ -21,6 +28,9 @@ use std::time::{Duration, Instant};
 use std::vec::Vec;
 
 use crate::session::workers::Workers;
+use width::Width;
+
+pub use arena::ArenaBox;
 
 /// How long a thread looks for a new job, or the caller for the last task, before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
@@ -39,13 +49,14 @@ struct Shared {
     tasks: AtomicUsize,
     /// Tasks that have returned.
     done: AtomicUsize,
-    sleeping: AtomicUsize,
+    /// Threads that take part, the caller included: those whose number is lower.
+    width: AtomicUsize,
+    /// By number: the thread sleeps, and whoever takes the flag back wakes it. The caller's is not used.
+    asleep: Box<[AtomicBool]>,
     stop: AtomicBool,
     /// A task panicked.
     failed: AtomicBool,
     lock: Mutex<()>,
-    /// A job was opened, or the pool is to stop.
-    wake: Condvar,
     /// The caller sleeps until the last task is done.
     waiting: AtomicBool,
     all_done: Condvar,
@@ -56,7 +67,7 @@ pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     /// One job at a time.
-    run: Mutex<()>,
+    run: Mutex<Width>,
 }
 
 impl Pool {
@@ -74,27 +85,27 @@ impl Pool {
     /// # Errors
     /// The operating system cannot start a thread.
     pub fn with_start(n: usize, start: impl Fn(usize) + Send + Sync + 'static) -> std::io::Result<Self> {
-        let start = Arc::new(start);
+        let (n, start) = (n.clamp(1, 256), Arc::new(start));
         let shared = Arc::new(Shared {
             ticket: AtomicU64::new(CLOSED),
             task: AtomicPtr::new(core::ptr::null_mut()),
             tasks: AtomicUsize::new(0),
             done: AtomicUsize::new(0),
-            sleeping: AtomicUsize::new(0),
+            width: AtomicUsize::new(n),
+            asleep: (0..n).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             lock: Mutex::new(()),
-            wake: Condvar::new(),
             waiting: AtomicBool::new(false),
             all_done: Condvar::new(),
         });
-        let mut pool = Self { shared, threads: Vec::new(), run: Mutex::new(()) };
-        for i in 1..n.clamp(1, 256) {
+        let mut pool = Self { shared, threads: Vec::new(), run: Mutex::new(Width::new(n)) };
+        for i in 1..n {
             let (shared, start) = (Arc::clone(&pool.shared), Arc::clone(&start));
             let thread = std::thread::Builder::new().name(std::format!("lora-{i}")).spawn(move || {
                 start(i);
                 drop(start);
-                work(&shared);
+                work(&shared, i);
             })?;
             pool.threads.push(thread);
         }
@@ -103,20 +114,24 @@ impl Pool {
 }
 
 impl Shared {
-    /// Whether there may be a task to take in a job other than `seen`, or after a closed ticket.
-    fn open_job(&self, seen: u64) -> Option<u64> {
+    /// Whether there may be a task for thread `number` to take in a job other than `seen`, or after a closed ticket.
+    fn open_job(&self, number: usize, seen: u64) -> Option<u64> {
         let ticket = self.ticket.load(Ordering::SeqCst);
+        if number >= self.width.load(Ordering::Relaxed) {
+            return None;
+        }
         (ticket >> 32 != seen && ticket & (CLOSED | (CLOSED - 1)) < CLOSED).then_some(ticket >> 32)
     }
 
-    /// Takes and runs tasks of job `job` until none are left.
-    fn take_tasks(&self, job: u64) {
+    /// Takes and runs tasks of job `job` until none are left; returns how many.
+    fn take_tasks(&self, job: u64) -> u32 {
+        let mut taken = 0;
         let (task, tasks) = (self.task.load(Ordering::Acquire), self.tasks.load(Ordering::Acquire));
         let mut ticket = self.ticket.load(Ordering::Acquire);
         loop {
             let next = (ticket & 0xffff_ffff) as usize;
             if ticket >> 32 != job || next >= tasks {
-                return;
+                return taken;
             }
             // Not `fetch_add`: a thread that is late must not take (and drop) a task of the job after its own.
             if let Err(now) = self.ticket.compare_exchange_weak(ticket, ticket + 1, Ordering::AcqRel, Ordering::Acquire)
@@ -127,6 +142,7 @@ impl Shared {
             // SAFETY: the ticket is of `job`, so `task` and `tasks` are that job's; task `next` has not returned, so `run`,
             // which owns the closure, is still waiting for it (see the module's documentation).
             let task = unsafe { *task.cast::<Task<'_>>() };
+            taken += 1;
             let result = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| task(next)));
             if result.is_err() {
                 self.failed.store(true, Ordering::Relaxed);
@@ -143,18 +159,27 @@ impl Shared {
 }
 
 impl Shared {
-    /// Returns when all tasks of the job have.
-    fn wait(&self, tasks: usize) {
+    /// Returns when all tasks of the job have; how long that took, if it was not at once.
+    fn wait(&self, tasks: usize) -> Option<Duration> {
         let all_done = || self.done.load(Ordering::SeqCst) == tasks;
-        if spin(|| all_done().then_some(())).is_some() {
-            return;
+        if (0..LOOKS).any(|_| {
+            all_done() || {
+                core::hint::spin_loop();
+                false
+            }
+        }) {
+            return None;
         }
-        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.store(true, Ordering::SeqCst);
-        while !all_done() {
-            guard = self.all_done.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        let start = Instant::now();
+        if spin(|| all_done().then_some(())).is_none() {
+            let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+            self.waiting.store(true, Ordering::SeqCst);
+            while !all_done() {
+                guard = self.all_done.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            }
+            self.waiting.store(false, Ordering::SeqCst);
         }
-        self.waiting.store(false, Ordering::SeqCst);
+        Some(start.elapsed())
     }
 }
 
@@ -175,26 +200,26 @@ fn spin<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     }
 }
 
-fn work(shared: &Shared) {
+/// A thread of the pool.
+fn work(shared: &Shared, number: usize) {
     let mut seen = 0;
+    let look = |seen| match shared.stop.load(Ordering::SeqCst) {
+        true => Some(None),
+        false => shared.open_job(number, seen).map(Some),
+    };
     loop {
-        let job = loop {
-            let found = spin(|| match shared.stop.load(Ordering::Acquire) {
-                true => Some(None),
-                false => shared.open_job(seen).map(Some),
-            });
-            match found {
-                Some(Some(job)) => break job,
-                Some(None) => return,
-                None => {}
+        let found = spin(|| look(seen)).unwrap_or_else(|| {
+            loop {
+                // SeqCst, as in `run` and `drop`: either this thread sees what is new, or that one sees it asleep.
+                shared.asleep[number].store(true, Ordering::SeqCst);
+                if let Some(found) = look(seen) {
+                    shared.asleep[number].store(false, Ordering::Relaxed);
+                    break found;
+                }
+                std::thread::park();
             }
-            let mut guard = shared.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.sleeping.fetch_add(1, Ordering::SeqCst);
-            while shared.open_job(seen).is_none() && !shared.stop.load(Ordering::SeqCst) {
-                guard = shared.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
-            }
-            shared.sleeping.fetch_sub(1, Ordering::SeqCst);
-        };
+        });
+        let Some(job) = found else { return };
         seen = job;
         shared.take_tasks(job);
     }
@@ -203,17 +228,24 @@ fn work(shared: &Shared) {
 // SAFETY: the ticket gives every task number of a job to exactly one thread, and `run` returns after all have returned.
 unsafe impl Workers for Pool {
     fn count(&self) -> usize {
-        self.threads.len() + 1
+        self.shared.width.load(Ordering::Relaxed)
     }
 
     fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        if tasks <= 1 || self.threads.is_empty() {
+        assert!((tasks as u64) < CLOSED, "fewer than 2³¹ tasks");
+        let s = &*self.shared;
+        // A lone task is not worth a clock, unless threads rest: in a pool of one thread at present all tasks are alone.
+        if self.threads.is_empty() || (tasks <= 1 && self.count() > self.threads.len()) {
             (0..tasks).for_each(task);
             return;
         }
-        assert!((tasks as u64) < CLOSED, "fewer than 2³¹ tasks");
-        let _one_at_a_time = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        let s = &*self.shared;
+        let mut width = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = Instant::now();
+        s.width.store(width.at(start), Ordering::Relaxed);
+        if tasks <= 1 || width.threads() == 1 {
+            (0..tasks).for_each(task);
+            return;
+        }
         let job = ((s.ticket.load(Ordering::Relaxed) >> 32) + 1) & 0xffff_ffff;
         s.ticket.swap(job << 32 | CLOSED, Ordering::AcqRel);
         let lent: Task<'_> = task;
@@ -223,50 +255,37 @@ unsafe impl Workers for Pool {
         s.done.store(0, Ordering::Relaxed);
         s.failed.store(false, Ordering::Relaxed);
         s.ticket.store(job << 32, Ordering::SeqCst);
-        if s.sleeping.load(Ordering::SeqCst) > 0 {
-            drop(s.lock.lock().unwrap_or_else(PoisonError::into_inner));
-            s.wake.notify_all();
+        self.wake(1..width.threads());
+        let taken = s.take_tasks(job);
+        if let Some(waited) = s.wait(tasks) {
+            let end = Instant::now();
+            let worked = (end - start).saturating_sub(waited);
+            width.waited(end, waited, worked / taken.max(1));
+            s.width.store(width.threads(), Ordering::Relaxed);
         }
-        s.take_tasks(job);
-        s.wait(tasks);
         assert!(!s.failed.load(Ordering::Relaxed), "a worker task panicked");
+    }
+}
+
+impl Pool {
+    /// Wakes those of some threads that sleep.
+    fn wake(&self, numbers: core::ops::Range<usize>) {
+        for number in numbers {
+            let asleep = &self.shared.asleep[number];
+            if asleep.load(Ordering::SeqCst) && asleep.swap(false, Ordering::SeqCst) {
+                self.threads[number - 1].thread().unpark();
+            }
+        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        drop(self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner));
-        self.shared.wake.notify_all();
+        self.wake(1..self.threads.len() + 1);
         for t in self.threads.drain(..) {
             let _ = t.join();
         }
-    }
-}
-
-/// A zeroed, 64-byte aligned arena on the heap, for hosted programs.
-pub struct ArenaBox {
-    blocks: Box<[AlignedBlock]>,
-}
-
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct AlignedBlock([u8; 64]);
-
-// SAFETY: plain bytes without padding; every bit pattern is valid.
-unsafe impl bytemuck::Zeroable for AlignedBlock {}
-// SAFETY: as above.
-unsafe impl bytemuck::Pod for AlignedBlock {}
-
-impl ArenaBox {
-    /// An arena of at least `bytes`; pages are taken from the system when first touched.
-    #[must_use]
-    pub fn new(bytes: usize) -> Self {
-        Self { blocks: bytemuck::allocation::zeroed_slice_box(bytes.div_ceil(64)) }
-    }
-    /// The bytes.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        bytemuck::cast_slice_mut(&mut self.blocks)
     }
 }
 

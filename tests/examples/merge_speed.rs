@@ -5,7 +5,7 @@
 //! ```
 //! Makes a synthetic model in FOLDER (default: a temporary one; 2.5 GB): the shapes of Llama 3.2 1B in bf16, an
 //! adapter of rank 16 on all its linear layers, and one of rank 8 (`adapter8`) that only stays there for other measurements.
-//! Then `lora-pack merge` runs in each FORMAT (default q8 q4 f16) with the first.
+//! Then `lora-pack merge` runs in each FORMAT (default q8 q4 f16) with the first. With `none` for FORMAT the model is made, and nothing else.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -149,6 +149,9 @@ fn main() -> Result<()> {
     let formats: Vec<String> = args.collect();
     let formats = if formats.is_empty() { ["q8", "q4", "f16"].map(String::from).to_vec() } else { formats };
     make(&folder)?;
+    if formats == ["none"] {
+        return Ok(());
+    }
     let weights: usize = base_shapes().iter().map(|(_, s)| s.iter().product::<usize>()).sum();
     let stored = folder.join("base/model.safetensors");
     let bytes = std::fs::metadata(&stored)?.len() as f64;

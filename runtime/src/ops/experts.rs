@@ -6,7 +6,7 @@
 //! which adapters act go alone, each with its own updates.
 
 use super::Context;
-use super::linear::{TOKEN_BLOCK, panels_per_task};
+use super::linear::{TOKEN_BLOCK, tasks};
 use super::low_rank::{LowRank, Site};
 use super::patches::Patches;
 use crate::format::record::{NONE, Operand, RowKind};
@@ -78,8 +78,8 @@ pub fn linear(cx: &mut Context<'_, '_>, op: &Op) {
     let update = patched.then_some((cx.patches, values));
     let job = Job { kernels, file, x, route, first: weight, slot, weighted, add, update, kind };
     let panels = (width as usize).div_ceil(PANEL_ROWS);
-    let per_task = panels_per_task(panels, cx.workers);
-    y.each_block(cx.workers, PANEL_ROWS, per_task, &|cols| job.task(cols));
+    let tasks = tasks(panels, format.panel_bytes(cols), n, cx.workers);
+    y.each_block(cx.workers, PANEL_ROWS, tasks, &|cols| job.task(cols));
 }
 
 /// The `slot`-th expert of a row with these weights, or [`NONE`].
@@ -129,7 +129,7 @@ impl Job<'_, '_> {
         let panel_bytes = format.panel_bytes(cols);
         let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
         for p in 0..out.width().div_ceil(PANEL_ROWS) {
-            let index = out.first_block + p;
+            let index = out.first / PANEL_ROWS + p;
             let panel = &data[index * panel_bytes..][..panel_bytes];
             let mut from = 0;
             while let Some(run) = Run::next(choices, expert, from) {

@@ -21,14 +21,19 @@ use crate::weights::{PANEL_ROWS, WeightFormat};
 pub(super) const TOKEN_BLOCK: usize = 64;
 /// Panels of one row that are computed before they are written.
 const PANELS_AT_ONCE: usize = 16;
-/// Tasks per thread: enough that a slow core does not hold up the others.
-const TASKS_PER_THREAD: usize = 6;
+/// Most tasks per thread: enough that a slow core, or the last task, does not hold up the others.
+const TASKS_PER_THREAD: usize = 32;
+/// Bytes of weights times tokens of a task: some microseconds, where taking one costs a tenth.
+const TASK_WORK: usize = 64 << 10;
 
-/// Panels that a task takes of so many.
-pub(super) fn panels_per_task(panels: usize, workers: &dyn Workers) -> usize {
+/// Into how many tasks a product of so many panels and rows is cut: the same number for every thread.
+pub(super) fn tasks(panels: usize, panel_bytes: usize, rows: usize, workers: &dyn Workers) -> usize {
     let threads = workers.count();
-    let tasks = if threads == 1 { 1 } else { threads * TASKS_PER_THREAD };
-    panels.div_ceil(tasks).max(1)
+    if threads == 1 {
+        return 1;
+    }
+    let tasks = (panels * panel_bytes).saturating_mul(rows) / TASK_WORK;
+    tasks.clamp(threads, threads * TASKS_PER_THREAD).next_multiple_of(threads).min(panels)
 }
 
 pub fn quantize(cx: &mut Context<'_, '_>, a: Operand, out: Operand, width: usize) {
@@ -72,7 +77,6 @@ pub fn run(
     let codebook = &cx.file.header.codebook;
     let kernels = cx.kernels;
     let panels = rows.div_ceil(PANEL_ROWS);
-    let per_task = panels_per_task(panels, cx.workers);
     let (kind, n) = cx.arena.rows_of(out);
     let mut next = 0;
     // One pass over the weight, but for steps with more adapters than one pass can hold.
@@ -81,6 +85,9 @@ pub fn run(
             .then(|| LowRank::begin(cx, Site { slot, weight, format, cols, input: a, kind }, next, n));
         let pass = update.as_ref().map_or(0..n, |u| u.rows.clone());
         next = pass.end;
+        // Several rows go through as many panels at a time as share something.
+        let unit = if pass.len() == 1 { 1 } else { kernels.sharing_panels() };
+        let tasks = tasks(panels.div_ceil(unit), unit * format.panel_bytes(cols), pass.len(), cx.workers);
         let (y, [x, r], values) = match residual {
             r if r.is_none() || r == out => {
                 let (y, [x], values) = cx.arena.split_low_rank((out, rows), [(a, cols)]);
@@ -91,7 +98,7 @@ pub fn run(
         let residual = (!residual.is_none()).then(|| (residual != out).then_some(r));
         let update = update.as_ref().map(|u| (u, values));
         let job = Job { kernels, codebook, format, cols, data, x, bias, act, scale, rows: pass, update, residual };
-        y.each_block(cx.workers, PANEL_ROWS, per_task, &|cols| job.task(cols));
+        y.each_block(cx.workers, unit * PANEL_ROWS, tasks, &|cols| job.task(cols));
     }
 }
 
@@ -107,7 +114,7 @@ impl Job<'_, '_> {
         let row = self.rows.start;
         let x = ActRows::new(self.x.bytes(row), self.x.stride());
         let mut tile = [[0.0_f32; PANEL_ROWS]; PANELS_AT_ONCE];
-        let mut index = out.first_block;
+        let mut index = out.first / PANEL_ROWS;
         for out in out.row(row).chunks_mut(PANELS_AT_ONCE * PANEL_ROWS) {
             let tile = &mut tile[..out.len().div_ceil(PANEL_ROWS)];
             let data = &self.data[index * panel_bytes..][..tile.len() * panel_bytes];
@@ -134,7 +141,7 @@ impl Job<'_, '_> {
         let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS * MAX_SHARING_PANELS];
         for block in rows.clone().step_by(TOKEN_BLOCK) {
             for p in (0..panels).step_by(self.kernels.sharing_panels()) {
-                let index = out.first_block + p;
+                let index = out.first / PANEL_ROWS + p;
                 let count = self.kernels.sharing_panels().min(panels - p);
                 let data = &self.data[index * panel_bytes..][..count * panel_bytes];
                 for first in (block..rows.end.min(block + TOKEN_BLOCK)).step_by(self.kernels.tokens_at_once()) {

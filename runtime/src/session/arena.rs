@@ -464,32 +464,27 @@ impl<'s> RowsMut<'s> {
         self.each_bytes(workers, &|row, bytes| f(row, floats_mut(bytes)));
     }
 
-    /// Splits the columns into blocks of `block` elements (the last may be shorter) and runs `f(first block, blocks)` so that
-    /// every block is in exactly one call; `f` reaches its columns of any row through [`ColsMut`].
-    pub fn each_block(self, workers: &dyn Workers, block: usize, per_task: usize, f: &(dyn Fn(ColsMut<'_>) + Sync)) {
+    /// Splits the columns into blocks of `block` elements (the last may be shorter), deals them out to `tasks` calls of `f` as evenly
+    /// as can be, so that every block is in exactly one call; `f` reaches its columns of any row through [`ColsMut`].
+    pub fn each_block(self, workers: &dyn Workers, block: usize, tasks: usize, f: &(dyn Fn(ColsMut<'_>) + Sync)) {
         let width = self.raw.bytes / 4;
         let blocks = width.div_ceil(block);
         let raw = SendRaw(self.raw);
-        workers.run(blocks.div_ceil(per_task), &|task| {
+        workers.run(tasks, &|task| {
             let raw = &raw;
-            let first = task * per_task;
-            let last = blocks.min(first + per_task);
-            let start = first * block;
-            let end = width.min(last * block);
+            let start = task * blocks / tasks * block;
+            let end = width.min((task + 1) * blocks / tasks * block);
             // SAFETY: columns start..end of every row; `Workers::run` gives each task number to one call and tasks have
             // disjoint columns.
             let ptr = unsafe { raw.0.ptr.add(start * 4) };
-            f(ColsMut {
-                raw: Raw { ptr, bytes: (end - start) * 4, ..raw.0 },
-                first_block: first,
-                _memory: PhantomData,
-            });
+            f(ColsMut { raw: Raw { ptr, bytes: (end - start) * 4, ..raw.0 }, first: start, _memory: PhantomData });
         });
     }
 }
 
 impl RowsMut<'_> {
-    /// Cuts rows `range` into runs of `run` and the columns into blocks of `block` elements, and runs `f` for every tile.
+    /// Cuts rows `range` into runs of `run` and the columns into blocks of `block` elements, and runs `f` for every tile, the
+    /// last rows first: where a row's work grows with its position, the shortest tasks come last.
     pub fn tiles(
         &mut self,
         workers: &dyn Workers,
@@ -504,7 +499,7 @@ impl RowsMut<'_> {
         let raw = SendRaw(self.raw);
         workers.run(blocks * runs, &|task| {
             let raw = &raw;
-            let (first_block, r) = (task % blocks, task / blocks);
+            let (first_block, r) = (task % blocks, runs - 1 - task / blocks);
             let first_row = range.start + r * run;
             let rows = run.min(range.end - first_row);
             // SAFETY: a tile inside the rows of `raw`; `Workers::run` gives each task number to one call, and tiles of
@@ -564,8 +559,8 @@ unsafe impl Sync for SendRaw {}
 /// A range of columns of all rows, for one task.
 pub struct ColsMut<'t> {
     raw: Raw,
-    /// Number of the first block in this range.
-    pub first_block: usize,
+    /// The first of them.
+    pub first: usize,
     _memory: PhantomData<&'t mut [u8]>,
 }
 

@@ -97,6 +97,21 @@ pub struct Row {
 }
 
 impl Row {
+    /// The row that another process printed as JSON.
+    pub fn of_json(json: &Json) -> Option<Self> {
+        let spread = |name: &str| {
+            let field = |part: &str| json[name][part].as_f64();
+            Some(Spread { low: field("low")?, median: field("median")?, high: field("high")? })
+        };
+        Some(Self {
+            test: json["test"].as_str()?.to_owned(),
+            threads: json["threads"].as_u64()? as usize,
+            ours: spread("tokens_per_second")?,
+            theirs: spread("peer_tokens_per_second"),
+            ratio: spread("ratio"),
+        })
+    }
+
     /// The row as JSON.
     pub fn json(&self) -> Json {
         let spread = |s: Spread| json!({ "low": s.low, "median": s.median, "high": s.high });

@@ -27,13 +27,15 @@ pub fn system_info() -> String {
     unsafe { CStr::from_ptr(sys::llama_print_system_info()) }.to_string_lossy().trim().to_owned()
 }
 
-/// Starts llama.cpp, silently.
+/// Starts llama.cpp, silently unless `LLAMA_LOG` is set.
 ///
 /// # Errors
 /// It is started already.
 pub fn backend() -> Result<LlamaBackend> {
     let mut backend = LlamaBackend::init()?;
-    backend.void_logs();
+    if std::env::var_os("LLAMA_LOG").is_none() {
+        backend.void_logs();
+    }
     Ok(backend)
 }
 

@@ -46,6 +46,8 @@ pub struct Memory {
     pub kv: u64,
     /// Peak resident memory.
     pub peak: u64,
+    /// How much of it lay in huge pages at the end: of files, and the rest. None where the system does not say.
+    pub huge: Option<(u64, u64)>,
     /// Milliseconds of CPU time from opening the file to the first op.
     pub load_ms: Spread,
     /// Milliseconds from opening the file to the first token after a prompt of one, with the file in the page cache.
@@ -78,15 +80,16 @@ pub fn run(args: &Args) -> Result<()> {
 /// The rows as a Markdown table.
 pub fn table(rows: &[(String, Memory)]) -> String {
     let mut text = format!(
-        "| model | file, MB | KV of {CONTEXT} positions, MB | peak RSS, MB | peak ÷ (file + KV) | load to first op, CPU ms | \
+        "| model | file, MB | KV of {CONTEXT} positions, MB | peak RSS, MB | peak ÷ (file + KV) | in huge pages, MB: files, rest | load to first op, CPU ms | \
          first token, ms | the same, file not in memory |\n\
-         |---|---|---|---|---|---|---|---|\n"
+         |---|---|---|---|---|---|---|---|---|\n"
     );
     for (name, m) in rows {
         let mb = |bytes: u64| bytes as f64 / 1e6;
         let ms = |s: Spread| format!("{:.2} ({:.2}…{:.2})", s.median, s.low, s.high);
+        let huge = m.huge.map_or("–".into(), |(files, rest)| format!("{:.0}, {:.0}", mb(files), mb(rest)));
         text += &format!(
-            "| {name} | {:.1} | {:.1} | {:.1} | **{:.2}** | {} | {} | {} |\n",
+            "| {name} | {:.1} | {:.1} | {:.1} | **{:.2}** | {huge} | {} | {} | {} |\n",
             mb(m.file),
             mb(m.kv),
             mb(m.peak),
@@ -123,6 +126,7 @@ pub fn measure(model: &Path, options: &Options, rounds: u32) -> Result<Memory> {
         file: field("file")?,
         kv: field("kv")?,
         peak: field("peak")?,
+        huge: last["huge"][0].as_u64().zip(last["huge"][1].as_u64()),
         load_ms: Spread::of(&mut load),
         warm_ms: Spread::of(&mut warm),
         cold_ms: (!cold.is_empty()).then(|| Spread::of(&mut cold)),
@@ -170,7 +174,10 @@ pub fn once(args: &OnceArgs) -> Result<()> {
     let peak = peak_rss().context("the system does not tell peak memory")?;
     let load_ms = (times.loaded - start).as_secs_f64() * 1e3;
     let first_ms = (times.first - start_wall).as_secs_f64() * 1e3;
-    println!("{}", json!({ "file": file, "kv": kv, "peak": peak, "load_ms": load_ms, "first_ms": first_ms }));
+    println!(
+        "{}",
+        json!({ "file": file, "kv": kv, "peak": peak, "huge": times.huge, "load_ms": load_ms, "first_ms": first_ms })
+    );
     Ok(())
 }
 
@@ -183,6 +190,8 @@ struct Times {
     loaded: Duration,
     /// The first token was there; wall clock.
     first: Duration,
+    /// Bytes in huge pages at the end: of files, and the rest.
+    huge: Option<(u64, u64)>,
 }
 
 /// Makes a first token, then fills the context.
@@ -192,7 +201,7 @@ fn work(runner: &mut dyn Runner) -> Result<Times> {
     let first = Clock::Wall.now();
     runner.prefill(PROMPT)?;
     runner.decode(PROMPT, CONTEXT - PROMPT)?;
-    Ok(Times { loaded, first })
+    Ok(Times { loaded, first, huge: huge_pages() })
 }
 
 /// Bytes of the KV cache, and the times.
@@ -216,6 +225,16 @@ fn once_llama(path: &Path) -> Result<(u64, Times)> {
 #[cfg(not(feature = "llama-cpp"))]
 fn once_llama(_: &Path) -> Result<(u64, Times)> {
     bail!("this build has no llama.cpp")
+}
+
+/// Bytes of files, and of other memory, that this process has in huge pages.
+fn huge_pages() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+    };
+    Some((field("FilePmdMapped:")?, field("AnonHugePages:")?))
 }
 
 /// Most bytes of memory that this process has held, mapped file pages included.

@@ -1,7 +1,10 @@
-//! What one core can do at most: reading memory, and multiplying bytes.
+//! What a core can do at most, and several at once: reading memory, and multiplying bytes.
 #![expect(unsafe_code, reason = "prefetches, and loops of instructions whose sets are found at run time")]
 
 use std::hint::black_box;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use memmap2::{Advice, MmapMut};
@@ -21,11 +24,11 @@ pub enum Pages {
     Huge,
 }
 
-/// Bytes per second that one thread reads, several turns.
+/// Bytes per second that some threads read, several turns.
 ///
 /// # Errors
 /// No memory.
-pub fn read_anonymous(pages: Pages, turns: u32) -> Result<Spread> {
+pub fn read_anonymous(pages: Pages, threads: usize, turns: u32) -> Result<Spread> {
     let mut map = MmapMut::map_anon(BYTES)?;
     #[cfg(target_os = "linux")]
     map.advise(match pages {
@@ -33,7 +36,43 @@ pub fn read_anonymous(pages: Pages, turns: u32) -> Result<Spread> {
         Pages::Huge => Advice::HugePage,
     })?;
     map.fill(1);
-    Ok(read(&map, turns))
+    Ok(if threads == 1 { read(&map, turns) } else { read_together(&map, threads, turns) })
+}
+
+/// Bytes per second that several threads read from `bytes` together, by wall time, several turns.
+pub fn read_together(bytes: &[u8], threads: usize, turns: u32) -> Spread {
+    /// What a thread takes at a time.
+    const CHUNK: usize = 1 << 20;
+    let turn = |_| {
+        let next = AtomicUsize::new(0);
+        let seconds = together(threads, || {
+            while let Some(chunk) = bytes.chunks(CHUNK).nth(next.fetch_add(1, Ordering::Relaxed)) {
+                black_box(sum(black_box(chunk)));
+            }
+        });
+        bytes.len() as f64 / seconds
+    };
+    let mut rates: Vec<f64> = (0..=turns).map(turn).skip(1).collect();
+    Spread::of(&mut rates)
+}
+
+/// Seconds from the first of some threads beginning `work` to the last being done.
+fn together(threads: usize, work: impl Fn() + Sync) -> f64 {
+    let start = Barrier::new(threads);
+    let one = || {
+        start.wait();
+        let begin = Clock::Wall.now();
+        work();
+        (begin, Clock::Wall.now())
+    };
+    let times = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(one)).collect();
+        let mine = one();
+        others.into_iter().filter_map(|t| t.join().ok()).chain([mine]).collect::<Vec<_>>()
+    });
+    let begin = times.iter().map(|t| t.0).min().unwrap_or(Duration::ZERO);
+    let end = times.iter().map(|t| t.1).max().unwrap_or(Duration::ZERO);
+    (end - begin).as_secs_f64()
 }
 
 /// Bytes per second that one thread reads from `bytes`, several turns. Lines are asked for some time before, which is
@@ -79,41 +118,64 @@ fn sum(bytes: &[u8]) -> u64 {
     sums.iter().fold(0, |a, b| a.wrapping_add(*b))
 }
 
-/// Multiply-adds of bytes per second of one thread at the best instruction set of this CPU, and its name.
-pub fn int8() -> Option<(&'static str, Spread)> {
+/// A loop of multiply-adds of bytes.
+#[derive(Clone, Copy)]
+pub struct Int8 {
+    /// The instructions of the best set of this CPU.
+    pub name: &'static str,
+    /// Multiply-adds of a turn.
+    per_turn: usize,
+    /// Does so many turns.
+    work: fn(u64) -> i32,
+}
+
+/// The loop for this CPU.
+pub fn int8() -> Option<Int8> {
     #[cfg(target_arch = "x86_64")]
     {
-        use x86::{avx2, avx512, avxvnni};
+        use x86::{CHAINS, avx2, avx512, avxvnni};
         if is_x86_feature_detected!("avx512vnni") {
             // SAFETY: the CPU has the instructions.
-            return Some(("avx512 vpdpbusd", rate(64 * x86::CHAINS, |n| unsafe { avx512(n) })));
+            return Some(Int8 { name: "avx512 vpdpbusd", per_turn: 64 * CHAINS, work: |n| unsafe { avx512(n) } });
         }
         if is_x86_feature_detected!("avxvnni") {
             // SAFETY: as above.
-            return Some(("avxvnni vpdpbusd", rate(32 * x86::CHAINS, |n| unsafe { avxvnni(n) })));
+            return Some(Int8 { name: "avxvnni vpdpbusd", per_turn: 32 * CHAINS, work: |n| unsafe { avxvnni(n) } });
         }
         if is_x86_feature_detected!("avx2") {
             // SAFETY: as above.
-            return Some(("avx2 vpmaddubsw + vpmaddwd + vpaddd", rate(32 * x86::CHAINS, |n| unsafe { avx2(n) })));
+            let work = |n| unsafe { avx2(n) };
+            return Some(Int8 { name: "avx2 vpmaddubsw + vpmaddwd + vpaddd", per_turn: 32 * CHAINS, work });
         }
     }
     None
 }
 
-/// Multiply-adds per second of a loop that does `per_turn` of them in each of its `n` turns.
-#[cfg(target_arch = "x86_64")]
-fn rate(per_turn: usize, work: impl Fn(u64) -> i32) -> Spread {
-    const TURNS: u64 = 4_000_000;
-    let mut rates = Vec::new();
-    for turn in 0..6 {
-        let start = Clock::Thread.now();
-        black_box(work(black_box(TURNS)));
-        let seconds = (Clock::Thread.now() - start).as_secs_f64();
-        if turn > 0 {
-            rates.push(TURNS as f64 * per_turn as f64 / seconds);
+impl Int8 {
+    /// Multiply-adds per second of one thread, by its CPU time.
+    pub fn rate(&self) -> Spread {
+        const TURNS: u64 = 4_000_000;
+        let mut rates = Vec::new();
+        for turn in 0..6 {
+            let start = Clock::Thread.now();
+            black_box((self.work)(black_box(TURNS)));
+            let seconds = (Clock::Thread.now() - start).as_secs_f64();
+            if turn > 0 {
+                rates.push(TURNS as f64 * self.per_turn as f64 / seconds);
+            }
         }
+        Spread::of(&mut rates)
     }
-    Spread::of(&mut rates)
+
+    /// Multiply-adds per second of several threads together, by wall time: less than as many times one thread's where CPUs
+    /// share a core.
+    pub fn rate_together(&self, threads: usize) -> f64 {
+        const TURNS: u64 = 4_000_000;
+        let seconds = together(threads, || {
+            black_box((self.work)(black_box(TURNS)));
+        });
+        threads as f64 * TURNS as f64 * self.per_turn as f64 / seconds
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

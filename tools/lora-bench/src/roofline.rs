@@ -26,6 +26,9 @@ pub struct Args {
     pub models: Vec<PathBuf>,
     #[command(flatten)]
     pub options: Options,
+    /// Numbers of threads that read memory together
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [1, 2])]
+    pub threads: Vec<usize>,
     /// Turns
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
@@ -45,7 +48,7 @@ pub struct Cost {
 /// # Errors
 /// A model cannot be loaded or run.
 pub fn run(args: &Args) -> Result<()> {
-    print!("{}", text(&args.models, &args.options, args.rounds)?);
+    print!("{}", text(&args.models, &args.options, &args.threads, args.rounds)?);
     Ok(())
 }
 
@@ -53,21 +56,32 @@ pub fn run(args: &Args) -> Result<()> {
 ///
 /// # Errors
 /// A model cannot be loaded or run.
-pub fn text(models: &[PathBuf], options: &Options, rounds: u32) -> Result<String> {
+pub fn text(models: &[PathBuf], options: &Options, threads: &[usize], rounds: u32) -> Result<String> {
     let gb = |s: Spread| format!("{:.1} ({:.1}…{:.1})", s.median / 1e9, s.low / 1e9, s.high / 1e9);
-    let mut text = String::from("| limit of one core | |\n|---|---|\n");
-    text += &format!("| read bandwidth, 4 KiB pages, GB/s | {} |\n", gb(peak::read_anonymous(Pages::Small, rounds)?));
-    text += &format!("| read bandwidth, huge pages, GB/s | {} |\n", gb(peak::read_anonymous(Pages::Huge, rounds)?));
+    let mut text = String::from("| limit | |\n|---|---|\n");
+    for n in threads {
+        let who = if *n == 1 { "one core".to_owned() } else { format!("{n} threads together, wall time") };
+        for (pages, name) in [(Pages::Small, "4 KiB"), (Pages::Huge, "huge")] {
+            let rate = gb(peak::read_anonymous(pages, *n, rounds)?);
+            text += &format!("| read bandwidth of {who}, {name} pages, GB/s | {rate} |\n");
+        }
+    }
     let int8 = peak::int8();
-    if let Some((name, peak)) = int8 {
-        text += &format!("| int8 multiply-adds, 10⁹/s, by {name} | {} |\n", gb(peak));
+    let one = int8.map(|int8| int8.rate());
+    if let (Some(int8), Some(one)) = (int8, one) {
+        text += &format!("| int8 multiply-adds of one core, 10⁹/s, by {} | {} |\n", int8.name, gb(one));
+        for n in threads.iter().filter(|n| **n > 1) {
+            let mut rates: Vec<f64> = (0..rounds).map(|_| int8.rate_together(*n)).collect();
+            let rate = gb(Spread::of(&mut rates));
+            text += &format!("| the same of {n} threads together, wall time | {rate} |\n");
+        }
     }
     if !models.is_empty() {
         text += "\n| model | bytes a token | read of the file itself, GB/s | decode, tokens/s | share of that bandwidth | \
                  prefill, tokens/s | share of int8 peak |\n|---|---|---|---|---|---|---|\n";
     }
     for model in models {
-        text += &row(model, options, rounds, int8.map(|(_, peak)| peak.median))?;
+        text += &row(model, options, rounds, one.map(|peak| peak.median))?;
     }
     Ok(text)
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Result;
 use lora_runtime::threads::{ArenaBox, Pool};
@@ -11,11 +12,14 @@ use lora_runtime::{Session, kernels};
 
 use crate::clock::Clock;
 use crate::lora::{self, Lora, Options};
+use crate::peak;
 use crate::runner::{Runner, Setup};
 use crate::stats::Spread;
 
 const PROMPT: u32 = 128;
 const GENERATE: u32 = 32;
+/// Unmeasured work after something began or ceased beside it: the pool has to notice.
+const SETTLE: Duration = Duration::from_millis(300);
 
 /// Arguments of `threads`.
 #[derive(Debug, clap::Args)]
@@ -58,35 +62,57 @@ pub fn table(path: &Path, options: &Options, threads: &[usize], rounds: u32) -> 
     for (pool, arena) in pools.iter().zip(&mut arenas) {
         runners.push(Lora::new(Session::new(model, config, kernels, pool, arena.as_mut_slice())?));
     }
+    let int8 = peak::int8();
+    // What so many threads of this machine do at most: multiply, or read the file.
+    let limit = |test: &str, threads: usize| match test {
+        "prefill" => int8.map(|int8| int8.rate_together(threads)),
+        _ => Some(peak::read_together(&mapping, threads, 1).median),
+    };
     let mut text = String::from(
-        "| test | threads | beside it | tokens/s, wall time | ÷ the first row of the test (quartiles) |\n|---|---|---|---|---|\n",
+        "| test | threads | beside it | tokens/s, wall time | ÷ the first row of the test (quartiles) | \
+         the machine's own limit ÷ that of the first row |\n|---|---|---|---|---|---|\n",
     );
     for (name, tokens) in [("prefill", PROMPT), ("decode", GENERATE)] {
-        // Per number of threads: alone, and beside a hog.
+        // Per number of threads: alone, and beside a hog; the limits in the same rounds.
         let mut speeds = vec![[Vec::new(), Vec::new()]; runners.len()];
+        let mut limits = vec![Vec::new(); runners.len()];
         // The first round only warms up.
         for round in 0..=rounds {
-            for (runner, speeds) in runners.iter_mut().zip(&mut speeds) {
-                for (busy, speeds) in [false, true].into_iter().zip(speeds) {
+            for (i, runner) in runners.iter_mut().enumerate() {
+                let limit = limit(name, threads[i]);
+                limits[i].extend(limit.filter(|_| round > 0));
+                for (busy, speeds) in [false, true].into_iter().zip(&mut speeds[i]) {
                     let _hog = busy.then(Hog::start);
-                    let seconds = Clock::Wall.seconds(|| match name {
+                    let mut work = || match name {
                         "prefill" => runner.prefill(tokens),
                         _ => runner.decode(0, tokens),
-                    })?;
+                    };
+                    let start = Clock::Wall.now();
+                    while Clock::Wall.now() - start < SETTLE {
+                        work()?;
+                    }
+                    let seconds = Clock::Wall.seconds(work)?;
                     if round > 0 {
                         speeds.push(f64::from(tokens) / seconds);
                     }
                 }
             }
         }
-        let first = speeds[0][0].clone();
-        for (n, speeds) in threads.iter().zip(&mut speeds) {
+        let ratio = |of: &[f64], to: &[f64]| -> Option<String> {
+            let mut ratios: Vec<f64> = of.iter().zip(to).map(|(a, b)| a / b).collect();
+            let spread = (!ratios.is_empty()).then(|| Spread::of(&mut ratios))?;
+            Some(format!("**{:.2}** ({:.2}…{:.2})", spread.median, spread.low, spread.high))
+        };
+        let (first, first_limits) = (speeds[0][0].clone(), limits[0].clone());
+        for ((n, speeds), limits) in threads.iter().zip(&mut speeds).zip(&limits) {
             for (beside, speeds) in ["–", "a thread that never waits"].into_iter().zip(speeds) {
-                let mut ratios: Vec<f64> = speeds.iter().zip(&first).map(|(speed, first)| speed / first).collect();
-                let (speed, ratio) = (Spread::of(speeds), Spread::of(&mut ratios));
+                let (none, times) = (|| "–".to_owned(), ratio(speeds, &first));
+                let limit = ratio(limits, &first_limits).filter(|_| beside == "–");
                 text += &format!(
-                    "| {name} {tokens} | {n} | {beside} | {:.1} | **{:.2}** ({:.2}…{:.2}) |\n",
-                    speed.median, ratio.median, ratio.low, ratio.high
+                    "| {name} {tokens} | {n} | {beside} | {:.1} | {} | {} |\n",
+                    Spread::of(speeds).median,
+                    times.unwrap_or_else(none),
+                    limit.unwrap_or_else(none)
                 );
             }
         }

@@ -348,6 +348,9 @@ pub struct ExportArgs {
     /// Accept unknown adapter settings (each is still reported)
     #[arg(long)]
     pub force: bool,
+    /// Write a GGUF file without a vocabulary: it then takes token ids only
+    #[arg(long)]
+    pub no_tokenizer: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

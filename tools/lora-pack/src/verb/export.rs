@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::merge::{adapter_spec, applied, labels, merge_options, note_line, open_base};
 use crate::cli::ExportArgs;
-use crate::merge::export::gguf::Encoding;
+use crate::merge::export::gguf::{Encoding, Options};
 use crate::merge::{Merged, export};
 use crate::source::Dtype;
 
@@ -25,6 +25,9 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     }
     if args.encoding.is_some() {
         bail!("--type belongs to --to gguf; --dtype is safetensors' own");
+    }
+    if args.no_tokenizer {
+        bail!("--no-tokenizer belongs to --to gguf; a safetensors folder gets the tokenizer files that the base has");
     }
     let dtype = Dtype::from_name(&args.dtype.to_uppercase()).filter(|_| args.dtype != "base");
     let labels = args.labels.as_deref().map(labels).transpose()?;
@@ -50,7 +53,12 @@ fn gguf(args: &ExportArgs, merged: &Merged<'_>) -> Result<()> {
     if encoding == Encoding::Keep && !merged.base().tensors().iter().any(|t| t.dtype.is_block()) {
         bail!("--type keep: the base is no quantized GGUF file");
     }
-    let written = export::gguf::write(merged, &args.out, encoding, args.force)?;
+    let written = export::gguf::write(
+        merged,
+        &args.out,
+        encoding,
+        &Options { force: args.force, no_tokenizer: args.no_tokenizer },
+    )?;
     for note in &written.notes {
         eprintln!("{}", note_line(note));
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_pack::merge::export::gguf::{Encoding, write};
+use lora_pack::merge::export::gguf::{Encoding, Options, write};
 use lora_pack::merge::{MergeOptions, Merged};
 use lora_pack::source::gguf::writer::Item;
 use lora_pack::source::{BaseModel, Dtype};
@@ -18,7 +18,7 @@ pub fn model() -> Gguf {
 
 fn export(base: &BaseModel, to: &Path, name: &str) -> std::path::PathBuf {
     let merged = Merged::new(base, &[], &MergeOptions::default()).unwrap();
-    write(&merged, to, Encoding::from_name(name).unwrap(), false).unwrap().path
+    write(&merged, to, Encoding::from_name(name).unwrap(), &Options::default()).unwrap().path
 }
 
 #[test]
@@ -128,9 +128,32 @@ fn what_gguf_cannot_say_is_refused() {
     base.config["model_type"] = "mistral".into();
     let merged = Merged::new(&base, &[], &MergeOptions::default()).unwrap();
     let out = dir.path().join("m.gguf");
-    let error = write(&merged, &out, Encoding::Type(Dtype::F32), false).unwrap_err().to_string();
+    let error = write(&merged, &out, Encoding::Type(Dtype::F32), &Options::default()).unwrap_err().to_string();
     assert!(error.contains("window: 16") && error.contains("--force"), "{error}");
     assert!(!out.exists());
-    let written = write(&merged, &out, Encoding::Type(Dtype::F32), true).unwrap();
+    let written =
+        write(&merged, &out, Encoding::Type(Dtype::F32), &Options { force: true, no_tokenizer: false }).unwrap();
     assert!(written.notes.iter().any(|n| n.text.contains("window: 16")));
+}
+
+/// Models without a tokenizer, such as those that only measure speed.
+#[test]
+fn a_model_of_token_ids_is_written_when_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut gguf = model();
+    gguf.metadata.retain(|(key, _)| !key.starts_with("tokenizer."));
+    let base = gguf.open().unwrap();
+    assert!(base.tokenizer.tokenizer_json.is_none());
+    let merged = Merged::new(&base, &[], &MergeOptions::default()).unwrap();
+    let out = dir.path().join("m.gguf");
+    let error = format!("{:#}", write(&merged, &out, Encoding::Type(Dtype::F32), &Options::default()).unwrap_err());
+    assert!(error.contains("--no-tokenizer") && !out.exists(), "{error}");
+    let options = Options { no_tokenizer: true, force: false };
+    write(&merged, &out, Encoding::Type(Dtype::F32), &options).unwrap();
+    let back = BaseModel::open(&out).unwrap();
+    assert!(back.tokenizer.tokenizer_json.is_none());
+    for t in base.tensors().iter() {
+        assert!(t.same_as(&back.tensors().get(t.name).unwrap()), "{}", t.name);
+    }
+    assert_eq!(base.config["vocab_size"], back.config["vocab_size"]);
 }

@@ -86,9 +86,17 @@ const LEFT_OUT: &[&str] = &[
     ".attention.masked_bias",
 ];
 
-/// Writes `out`, or a file named by the convention in the folder `out`. With `force`, options that GGUF has no words
-/// for are dropped with a note; else they are refused.
-pub fn write(merged: &Merged, out: &Path, encoding: Encoding, force: bool) -> Result<Written> {
+/// What to do where a model and GGUF do not fit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Options that GGUF has no words for are dropped with a note; else they are refused.
+    pub force: bool,
+    /// The file gets no vocabulary.
+    pub no_tokenizer: bool,
+}
+
+/// Writes `out`, or a file named by the convention in the folder `out`.
+pub fn write(merged: &Merged, out: &Path, encoding: Encoding, options: &Options) -> Result<Written> {
     let config = merged.config();
     let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let family = names::family_of(model_type).with_context(|| {
@@ -111,10 +119,14 @@ pub fn write(merged: &Merged, out: &Path, encoding: Encoding, force: bool) -> Re
     let rows = items.iter().find(|i| i.plan.name == EMBEDDING).map(|i| i.plan.shape[0]);
     let rows = rows.context("the model has no word embedding")?;
     let generation = merged.base().generation_config.as_ref();
-    pairs.extend(vocabulary::pairs(merged.tokenizer(), rows, config, generation).context("tokenizer")?);
+    if options.no_tokenizer {
+        pairs.push(vocabulary::none());
+    } else {
+        pairs.extend(vocabulary::pairs(merged.tokenizer(), rows, config, generation).context("tokenizer")?);
+    }
     let plans: Vec<Planned> = items.iter().map(|i| i.plan.clone()).collect();
     for difference in metadata::differences(config, &pairs, &plans)? {
-        if !force {
+        if !options.force {
             bail!("GGUF cannot say everything that this model needs: {difference} (--force writes it nevertheless)");
         }
         let text = format!("cannot say everything that this model needs: {difference}");

@@ -20,9 +20,15 @@ mod kind {
     pub const BYTE: i32 = 6;
 }
 
+/// What says that a file has no vocabulary; llama.cpp then takes the number of tokens from the architecture's metadata.
+pub fn none() -> (String, Item) {
+    ("tokenizer.ggml.model".into(), Item::Text("none".into()))
+}
+
 /// The tokenizer of a model with `rows` embedding rows; `config` and `generation` name the special ids.
 pub fn pairs(files: &TokenizerFiles, rows: usize, config: &Value, generation: Option<&Value>) -> Result<Pairs> {
-    let bytes = files.tokenizer_json.as_ref().context("the base has no tokenizer.json")?;
+    let missing = "the base has no tokenizer.json: --no-tokenizer writes a model of token ids";
+    let bytes = files.tokenizer_json.as_ref().context(missing)?;
     let json: Value = serde_json::from_slice(bytes).context("tokenizer.json")?;
     let model = json.get("model").context("tokenizer.json has no model")?;
     let kind_of_model = model.get("type").and_then(Value::as_str).unwrap_or("BPE");
