@@ -53,9 +53,14 @@ impl IntPanel for Amx {
                     continue;
                 }
                 let shapes = Shapes::new(a.tokens as u8);
-                asm!("ldtilecfg [{0}]", in(reg) &raw const shapes, options(nostack, readonly, preserves_flags));
+                // Other libraries set the shapes once and count on them: they get theirs back. Without any, that frees the tiles.
+                let mut before = MaybeUninit::<Shapes>::uninit();
+                asm!(
+                    "sttilecfg [{0}]", "ldtilecfg [{1}]", in(reg) before.as_mut_ptr(), in(reg) &raw const shapes,
+                    options(nostack, preserves_flags)
+                );
                 panels::<C>(self, a);
-                asm!("tilerelease", options(nostack, nomem, preserves_flags));
+                asm!("ldtilecfg [{0}]", in(reg) before.as_ptr(), options(nostack, readonly, preserves_flags));
             }
         }
     }
