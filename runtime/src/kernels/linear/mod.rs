@@ -286,11 +286,11 @@ pub(super) unsafe fn float_panels<I: Isa, W: float::Stored>(isa: I, a: LinearArg
 
 impl Kernels {
     /// How many panels a call for several tokens should have: more than one where levels bring activations into an order
-    /// of their own first.
+    /// of their own first, or work in stages that run on from panel to panel.
     #[must_use]
     pub fn sharing_panels(&self) -> usize {
         match self.level() {
-            Level::Scalar | Level::Neon | Level::Dsp | Level::Amx => 1,
+            Level::Scalar | Level::Neon | Level::Dsp => 1,
             _ => MAX_SHARING_PANELS,
         }
     }
