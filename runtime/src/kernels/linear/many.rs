@@ -11,7 +11,7 @@
 //!             out[token][strip] += scaled f32(d)
 //! ```
 //! 1. The sums live in `out`: a load and a store beside 8 dot products cost less than the registers would, and any number of
-//!    tokens shares one unpacking.
+//!    tokens shares one unpacking. Nobody writes zeros there: in the first group the sums so far are read from elsewhere.
 //! 2. What unsigned codes make the dot products too large by is what they start from, so that taking it out is one load. It is
 //!    computed once for all panels of a call, a register of groups at a time.
 //! 3. Of each row a register holds 4 inputs, or 8 and there are two, as one is loaded: what is better depends on the level and
@@ -29,6 +29,11 @@ use crate::weights::{BLOCK, GROUP, PANEL_ROWS};
 /// Groups of a run: a token's starts are then as far apart as its sums.
 const RUN: usize = PANEL_ROWS;
 const _: () = assert!(RUN.is_multiple_of(BLOCK));
+
+/// What every token's sums are before the first group: so nobody has to write zeros.
+#[repr(align(64))]
+struct Zeros([f32; PANEL_ROWS]);
+static ZEROS: Zeros = Zeros([0.0; PANEL_ROWS]);
 
 /// Room for the starts of a run.
 type Starts = MaybeUninit<[[i32; RUN]; MAX_TOKENS]>;
@@ -159,16 +164,20 @@ unsafe fn run<I: Bytes, C: Codes>(
                     unsafe {
                         let strip = load_strip::<I, C>(isa, table, place, s);
                         let w = strip.dealt(isa);
+                        let out = a.out.cast::<f32>().add(s * I::L);
+                        let (sums, step) =
+                            if place.g == 0 { (ZEROS.0.as_ptr(), 0) } else { (out.cast_const(), PANEL_ROWS) };
                         let mut at = At {
                             codes: a.x.add(place.g * GROUP),
                             scale: a.x.add(groups * GROUP + place.g * 4),
                             start: starts.wrapping_add(place.g),
-                            out: a.out.cast::<f32>().add(s * I::L),
+                            sums,
+                            out,
                         };
                         let mut t = 0;
                         while t < a.tokens {
                             token::<I, C>(isa, &strip, w, at);
-                            at = at.next(a.stride);
+                            at = at.next(a.stride, step);
                             t += 1;
                         }
                     }
@@ -184,16 +193,21 @@ struct At {
     codes: *const u8,
     scale: *const u8,
     start: *const i32,
+    /// The sum so far.
+    sums: *const f32,
+    /// Where the next one goes.
     out: *mut f32,
 }
 
 impl At {
+    /// The next token's; its sum so far is `step` floats further.
     #[inline(always)]
-    fn next(self, stride: usize) -> Self {
+    fn next(self, stride: usize, step: usize) -> Self {
         Self {
             codes: self.codes.wrapping_add(stride),
             scale: self.scale.wrapping_add(stride),
             start: self.start.wrapping_add(RUN),
+            sums: self.sums.wrapping_add(step),
             out: self.out.wrapping_add(PANEL_ROWS),
         }
     }
@@ -221,6 +235,6 @@ unsafe fn token<I: Bytes, C: Codes>(isa: I, strip: &Strip<I>, w: [I::B; 8], at: 
             sum: isa.splat(if C::FORMAT.has_minimum() { *at.start.cast::<f32>() } else { 0.0 }),
         };
         let p = finish::<I, C>(isa, dot, strip.multipliers, strip.minima, scales);
-        isa.store(at.out, isa.add(isa.load(at.out), p));
+        isa.store(at.out, isa.add(isa.load(at.sums), p));
     }
 }

@@ -64,8 +64,13 @@ pub const MAX_TOKENS: usize =
     if cfg!(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))) { 64 } else { 16 };
 
 /// Most panels that [`Kernels::sharing_panels`] tells.
-pub const MAX_SHARING_PANELS: usize =
-    if cfg!(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))) { 4 } else { 1 };
+pub const MAX_SHARING_PANELS: usize = if cfg!(target_arch = "x86_64") {
+    8
+} else if cfg!(all(target_arch = "aarch64", target_feature = "neon")) {
+    4
+} else {
+    1
+};
 
 /// Rows of activations: quantized rows for quantized weights, f32 rows (little-endian, as on every supported CPU)
 /// for float weights.
@@ -108,7 +113,7 @@ impl<'a> ActRows<'a> {
 ///   follow each other `panel_bytes` apart, `row_scales` points to the first one's row scales (or its end, if the format has
 ///   none), `codebook` is valid for reading 16 bytes.
 /// - Row `t < tokens` at `x + t·stride` is valid for reading a quantized row's used part (or `k` f32).
-/// - `out` holds `tokens` rows of zeros for each panel; `1 <= tokens <= MAX_TOKENS`.
+/// - `out` has `tokens` rows for each panel, of zeros if there are no inputs or the level adds to them; `1 <= tokens <= MAX_TOKENS`.
 /// - No pointer needs alignment.
 #[derive(Clone, Copy)]
 pub(super) struct LinearArgs {
@@ -295,13 +300,20 @@ impl Kernels {
         }
     }
 
-    /// How many tokens a call should have at most: more would share no more.
+    /// How many tokens a call should have at most: as many as gain by sharing an unpacking while their activations stay in the
+    /// first-level cache.
     #[must_use]
     pub fn tokens_at_once(&self) -> usize {
         match self.level() {
             Level::Scalar | Level::Amx => 16,
+            Level::Sse41 | Level::Avx2 | Level::AvxVnni | Level::Avx512 => 32,
             _ => MAX_TOKENS,
         }
+    }
+
+    /// Whether the level's integer entries add to what `out` holds, instead of writing it.
+    fn adds_to_zeros(&self) -> bool {
+        !matches!(self.level(), Level::Sse41 | Level::Avx2 | Level::AvxVnni | Level::Avx512)
     }
 
     /// Multiplies one panel by `out.len()` rows of activations (1…[`MAX_TOKENS`]): `out[t][r]` is row `r` of the panel
@@ -363,7 +375,9 @@ impl Kernels {
             WeightFormat::I5 => self.linear_i5,
             WeightFormat::I5M => self.linear_i5m,
         };
-        out.fill([0.0; PANEL_ROWS]);
+        if k == 0 || !format.is_float() && self.adds_to_zeros() {
+            out.fill([0.0; PANEL_ROWS]);
+        }
         let Some(first) = panels.get(..bytes) else { return };
         let args = LinearArgs {
             panel: panels.as_ptr(),

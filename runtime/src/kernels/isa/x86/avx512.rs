@@ -218,13 +218,25 @@ unsafe impl<const TILES: bool> Bytes for Zmm<TILES> {
     }
     #[inline(always)]
     fn dots_from<const N: usize>(self, start: Self::I, _max: i32, w: [Self::B; N], x: [Self::B; N]) -> Self::I {
-        let mut sum = start;
+        if N < 8 {
+            let mut sum = start;
+            let mut i = 0;
+            while i < N {
+                sum = self.dot_u(sum, w[i], x[i]);
+                i += 1;
+            }
+            return sum;
+        }
+        // Two chains: in one, each instruction waits four or five cycles for the last, and too many tokens would have to be
+        // under way at a time.
+        let (mut first, mut second) = (start, self.splat_i(0));
         let mut i = 0;
-        while i < N {
-            sum = self.dot_u(sum, w[i], x[i]);
+        while i < N / 2 {
+            first = self.dot_u(first, w[i], x[i]);
+            second = self.dot_u(second, w[N / 2 + i], x[N / 2 + i]);
             i += 1;
         }
-        sum
+        self.add_i(first, second)
     }
     #[inline(always)]
     fn dot_s(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I {
