@@ -11,10 +11,13 @@
 //! longer than it ever helped. So after such a wait the pool works with one thread less for many times that long
 //! ([`Width`]), and then tries again.
 //!
-//! The ticket is one word, `job number << 32 | next task`. To publish a job the caller (1) closes the ticket: the new
-//! number with a task number beyond every job's, (2) writes the job's fields, (3) opens the ticket at task 0. A thread reads the ticket's job
-//! number, then the fields, then takes a ticket by compare-and-swap: if the number is still the same, the fields belong to it, and if the
-//! task number is below the job's count, that task is unfinished, so `run` has not returned and the closure is alive.
+//! One half of the threads takes the first tasks that are left, the other half the last ones: so a thread tends to work on the
+//! same rows and columns in one op after the other, which its own caches hold.
+//!
+//! The ticket is one word: job number, first task that is left, and the one after the last, [`Ticket`]. To publish a job the caller (1) closes the
+//! ticket: the new number without tasks, (2) writes the job's fields, (3) opens the ticket with all tasks. A thread reads the ticket's job
+//! number, then the fields, then takes a task by compare-and-swap: if the number is still the same, the fields belong to it, and
+//! the task is unfinished, so `run` has not returned and the closure is alive.
 #![expect(unsafe_code, reason = "a job's closure is lent to the threads for the duration of `run`")]
 
 mod arena;
@@ -36,13 +39,33 @@ pub use arena::ArenaBox;
 const SPIN: Duration = Duration::from_micros(50);
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 64;
-/// Task number of a closed ticket; jobs have fewer tasks.
-const CLOSED: u64 = 1 << 31;
+/// Most tasks of a ticket: of a job with more, several go together.
+const MOST: usize = 0xffff;
+
+/// What is left of a job.
+#[derive(Clone, Copy)]
+struct Ticket {
+    job: u64,
+    first: u64,
+    end: u64,
+}
+
+impl Ticket {
+    const fn of(word: u64) -> Self {
+        Self { job: word >> 32, first: word >> 16 & 0xffff, end: word & 0xffff }
+    }
+    const fn word(self) -> u64 {
+        self.job << 32 | self.first << 16 | self.end
+    }
+    const fn open(self) -> bool {
+        self.first < self.end
+    }
+}
 
 type Task<'t> = &'t (dyn Fn(usize) + Sync);
 
 struct Shared {
-    /// Job number << 32 | next task.
+    /// A [`Ticket`]'s word.
     ticket: AtomicU64,
     /// The current job's closure: a pointer to a `Task` on the caller's stack.
     task: AtomicPtr<()>,
@@ -87,7 +110,7 @@ impl Pool {
     pub fn with_start(n: usize, start: impl Fn(usize) + Send + Sync + 'static) -> std::io::Result<Self> {
         let (n, start) = (n.clamp(1, 256), Arc::new(start));
         let shared = Arc::new(Shared {
-            ticket: AtomicU64::new(CLOSED),
+            ticket: AtomicU64::new(0),
             task: AtomicPtr::new(core::ptr::null_mut()),
             tasks: AtomicUsize::new(0),
             done: AtomicUsize::new(0),
@@ -116,29 +139,34 @@ impl Pool {
 impl Shared {
     /// Whether there may be a task for thread `number` to take in a job other than `seen`, or after a closed ticket.
     fn open_job(&self, number: usize, seen: u64) -> Option<u64> {
-        let ticket = self.ticket.load(Ordering::SeqCst);
+        let ticket = Ticket::of(self.ticket.load(Ordering::SeqCst));
         if number >= self.width.load(Ordering::Relaxed) {
             return None;
         }
-        (ticket >> 32 != seen && ticket & (CLOSED | (CLOSED - 1)) < CLOSED).then_some(ticket >> 32)
+        (ticket.job != seen && ticket.open()).then_some(ticket.job)
     }
 
     /// Takes and runs tasks of job `job` until none are left; returns how many.
-    fn take_tasks(&self, job: u64) -> u32 {
+    fn take_tasks(&self, number: usize, job: u64) -> u32 {
         let mut taken = 0;
         let (task, tasks) = (self.task.load(Ordering::Acquire), self.tasks.load(Ordering::Acquire));
-        let mut ticket = self.ticket.load(Ordering::Acquire);
+        let mut word = self.ticket.load(Ordering::Acquire);
         loop {
-            let next = (ticket & 0xffff_ffff) as usize;
-            if ticket >> 32 != job || next >= tasks {
+            let ticket = Ticket::of(word);
+            if ticket.job != job || !ticket.open() {
                 return taken;
             }
-            // Not `fetch_add`: a thread that is late must not take (and drop) a task of the job after its own.
-            if let Err(now) = self.ticket.compare_exchange_weak(ticket, ticket + 1, Ordering::AcqRel, Ordering::Acquire)
+            let (next, rest) = match number.is_multiple_of(2) {
+                true => (ticket.first, Ticket { first: ticket.first + 1, ..ticket }),
+                false => (ticket.end - 1, Ticket { end: ticket.end - 1, ..ticket }),
+            };
+            // A thread that is late must not take (and drop) a task of the job after its own.
+            if let Err(now) = self.ticket.compare_exchange_weak(word, rest.word(), Ordering::AcqRel, Ordering::Acquire)
             {
-                ticket = now;
+                word = now;
                 continue;
             }
+            let next = next as usize;
             // SAFETY: the ticket is of `job`, so `task` and `tasks` are that job's; task `next` has not returned, so `run`,
             // which owns the closure, is still waiting for it (see the module's documentation).
             let task = unsafe { *task.cast::<Task<'_>>() };
@@ -153,7 +181,7 @@ impl Shared {
                 drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
                 self.all_done.notify_one();
             }
-            ticket = self.ticket.load(Ordering::Acquire);
+            word = self.ticket.load(Ordering::Acquire);
         }
     }
 }
@@ -221,7 +249,7 @@ fn work(shared: &Shared, number: usize) {
         });
         let Some(job) = found else { return };
         seen = job;
-        shared.take_tasks(job);
+        shared.take_tasks(number, job);
     }
 }
 
@@ -232,7 +260,11 @@ unsafe impl Workers for Pool {
     }
 
     fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        assert!((tasks as u64) < CLOSED, "fewer than 2³¹ tasks");
+        if tasks > MOST {
+            let together = tasks.div_ceil(MOST);
+            let several = |i: usize| (i * together..tasks.min((i + 1) * together)).for_each(task);
+            return self.run(tasks.div_ceil(together), &several);
+        }
         let s = &*self.shared;
         // A lone task is not worth a clock, unless threads rest: in a pool of one thread at present all tasks are alone.
         if self.threads.is_empty() || (tasks <= 1 && self.count() > self.threads.len()) {
@@ -246,17 +278,17 @@ unsafe impl Workers for Pool {
             (0..tasks).for_each(task);
             return;
         }
-        let job = ((s.ticket.load(Ordering::Relaxed) >> 32) + 1) & 0xffff_ffff;
-        s.ticket.swap(job << 32 | CLOSED, Ordering::AcqRel);
+        let job = (Ticket::of(s.ticket.load(Ordering::Relaxed)).job + 1) & 0xffff_ffff;
+        s.ticket.swap(Ticket { job, first: 0, end: 0 }.word(), Ordering::AcqRel);
         let lent: Task<'_> = task;
         // Release: who reads a field of this job cannot then take an older job's ticket.
         s.task.store((&raw const lent).cast_mut().cast(), Ordering::Release);
         s.tasks.store(tasks, Ordering::Release);
         s.done.store(0, Ordering::Relaxed);
         s.failed.store(false, Ordering::Relaxed);
-        s.ticket.store(job << 32, Ordering::SeqCst);
+        s.ticket.store(Ticket { job, first: 0, end: tasks as u64 }.word(), Ordering::SeqCst);
         self.wake(1..width.threads());
-        let taken = s.take_tasks(job);
+        let taken = s.take_tasks(0, job);
         if let Some(waited) = s.wait(tasks) {
             let end = Instant::now();
             let worked = (end - start).saturating_sub(waited);
@@ -312,14 +344,15 @@ mod tests {
         for n in [1, 2, 3, 7] {
             let pool = Pool::new(n).unwrap();
             assert_eq!(pool.count(), n);
-            for tasks in [0, 1, 2, 5, 64, 1000] {
+            for tasks in [0, 1, 2, 5, 64, 1000, 0xffff, 0x10000, 200_000] {
                 let counts: Vec<AtomicU64> = (0..tasks).map(|_| AtomicU64::new(0)).collect();
-                for _ in 0..20 {
+                let times = if tasks > 1000 { 2 } else { 20 };
+                for _ in 0..times {
                     pool.run(tasks, &|i| {
                         counts[i].fetch_add(1, Ordering::Relaxed);
                     });
                 }
-                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 20), "{n} threads, {tasks} tasks");
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == times), "{n} threads, {tasks} tasks");
             }
         }
     }

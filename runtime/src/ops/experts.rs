@@ -6,7 +6,7 @@
 //! which adapters act go alone, each with its own updates.
 
 use super::Context;
-use super::linear::{TOKEN_BLOCK, tasks};
+use super::linear::{TOKEN_BLOCK, cuts};
 use super::low_rank::{LowRank, Site};
 use super::patches::Patches;
 use crate::format::record::{NONE, Operand, RowKind};
@@ -78,8 +78,8 @@ pub fn linear(cx: &mut Context<'_, '_>, op: &Op) {
     let update = patched.then_some((cx.patches, values));
     let job = Job { kernels, file, x, route, first: weight, slot, weighted, add, update, kind };
     let panels = (width as usize).div_ceil(PANEL_ROWS);
-    let tasks = tasks(panels, format.panel_bytes(cols), n, cx.workers);
-    y.each_block(cx.workers, PANEL_ROWS, tasks, &|cols| job.task(cols));
+    let cuts = cuts(panels, format.panel_bytes(cols), n, cx.workers);
+    y.each_block(cx.workers, (0..n, n), PANEL_ROWS, cuts, &|cols| job.task(cols));
 }
 
 /// The `slot`-th expert of a row with these weights, or [`NONE`].

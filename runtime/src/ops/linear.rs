@@ -4,8 +4,6 @@
 //! prefill a thread runs a block of tokens through a few panels before the next block, so that the panels stay in
 //! its first-level cache and the block's activations in its second.
 
-use core::ops::Range;
-
 use super::Context;
 use super::low_rank::{LowRank, Site};
 use crate::format::record::{NONE, Operand};
@@ -14,26 +12,27 @@ use crate::kernels::Act;
 use crate::kernels::Kernels;
 use crate::kernels::{ActRows, MAX_SHARING_PANELS, MAX_TOKENS};
 use crate::session::arena::{ColsMut, Rows};
-use crate::session::workers::Workers;
+use crate::session::workers::{Cuts, Workers};
 use crate::weights::{PANEL_ROWS, WeightFormat};
 
 /// Tokens whose activations should stay in the second-level cache while panels go by.
 pub(super) const TOKEN_BLOCK: usize = 64;
 /// Panels of one row that are computed before they are written.
 const PANELS_AT_ONCE: usize = 16;
-/// Most tasks per thread: enough that a slow core, or the last task, does not hold up the others.
-const TASKS_PER_THREAD: usize = 32;
-/// Bytes of weights times tokens of a task: some microseconds, where taking one costs a tenth.
+/// Bytes of weights times tokens that a task has at least: some microseconds, of which taking one costs a tenth.
 const TASK_WORK: usize = 64 << 10;
 
-/// Into how many tasks a product of so many panels and rows is cut: the same number for every thread.
-pub(super) fn tasks(panels: usize, panel_bytes: usize, rows: usize, workers: &dyn Workers) -> usize {
+/// Tasks of a thread in a long prompt.
+const BLOCK_TASKS: usize = 16;
+
+/// How a product of so many panels and rows is dealt out.
+pub(super) fn cuts(panels: usize, panel_bytes: usize, rows: usize, workers: &dyn Workers) -> Cuts {
     let threads = workers.count();
     if threads == 1 {
-        return 1;
+        return Cuts::ALONE;
     }
-    let tasks = (panels * panel_bytes).saturating_mul(rows) / TASK_WORK;
-    tasks.clamp(threads, threads * TASKS_PER_THREAD).next_multiple_of(threads).min(panels)
+    let work = (panels * panel_bytes).saturating_mul(rows);
+    Cuts::new(threads, panels.min(work / TASK_WORK))
 }
 
 pub fn quantize(cx: &mut Context<'_, '_>, a: Operand, out: Operand, width: usize) {
@@ -52,8 +51,6 @@ struct Job<'s, 'm> {
     bias: Option<&'m [f32]>,
     act: Act,
     scale: f32,
-    /// The rows of the pass.
-    rows: Range<usize>,
     /// What adapters add, and their low-rank values.
     update: Option<(&'s LowRank<'m>, Rows<'s>)>,
     /// `None`: no residual; `Some(None)`: the output itself; `Some(Some(rows))`: another buffer.
@@ -87,7 +84,14 @@ pub fn run(
         next = pass.end;
         // Several rows go through as many panels at a time as share something.
         let unit = if pass.len() == 1 { 1 } else { kernels.sharing_panels() };
-        let tasks = tasks(panels.div_ceil(unit), unit * format.panel_bytes(cols), pass.len(), cx.workers);
+        let units = panels.div_ceil(unit);
+        let (threads, blocks) = (cx.workers.count(), pass.len().div_ceil(TOKEN_BLOCK));
+        // A long prompt by blocks of tokens, so that a thread goes on with the rows that it has computed; the rest by panels.
+        let (run, cuts) = if threads > 1 && blocks >= threads {
+            (TOKEN_BLOCK, Cuts::even((BLOCK_TASKS * threads / blocks).clamp(1, units)))
+        } else {
+            (pass.len(), cuts(units, unit * format.panel_bytes(cols), pass.len(), cx.workers))
+        };
         let (y, [x, r], values) = match residual {
             r if r.is_none() || r == out => {
                 let (y, [x], values) = cx.arena.split_low_rank((out, rows), [(a, cols)]);
@@ -97,21 +101,21 @@ pub fn run(
         };
         let residual = (!residual.is_none()).then(|| (residual != out).then_some(r));
         let update = update.as_ref().map(|u| (u, values));
-        let job = Job { kernels, codebook, format, cols, data, x, bias, act, scale, rows: pass, update, residual };
-        y.each_block(cx.workers, unit * PANEL_ROWS, tasks, &|cols| job.task(cols));
+        let job = Job { kernels, codebook, format, cols, data, x, bias, act, scale, update, residual };
+        y.each_block(cx.workers, (pass, run), unit * PANEL_ROWS, cuts, &|cols| job.task(cols));
     }
 }
 
 impl Job<'_, '_> {
-    /// Computes one range of panels for all rows.
+    /// Computes one range of panels for some rows.
     fn task(&self, out: ColsMut<'_>) {
-        if self.rows.len() == 1 { self.one_row(out) } else { self.several_rows(out) }
+        if out.rows.len() == 1 { self.one_row(out) } else { self.several_rows(out) }
     }
 
     /// One row: as many panels at a time as fit the tile.
     fn one_row(&self, mut out: ColsMut<'_>) {
         let panel_bytes = self.format.panel_bytes(self.cols);
-        let row = self.rows.start;
+        let row = out.rows.start;
         let x = ActRows::new(self.x.bytes(row), self.x.stride());
         let mut tile = [[0.0_f32; PANEL_ROWS]; PANELS_AT_ONCE];
         let mut index = out.first / PANEL_ROWS;
@@ -137,7 +141,7 @@ impl Job<'_, '_> {
     fn several_rows(&self, mut out: ColsMut<'_>) {
         let panel_bytes = self.format.panel_bytes(self.cols);
         let panels = out.width().div_ceil(PANEL_ROWS);
-        let rows = self.rows.clone();
+        let rows = out.rows.clone();
         let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS * MAX_SHARING_PANELS];
         for block in rows.clone().step_by(TOKEN_BLOCK) {
             for p in (0..panels).step_by(self.kernels.sharing_panels()) {

@@ -5,8 +5,9 @@
 #![expect(unsafe_code, reason = "rows of one arena are lent to several threads; disjointness is asserted here")]
 
 use core::marker::PhantomData;
+use core::ops::Range;
 
-use super::workers::Workers;
+use super::workers::{Cuts, Workers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::CacheKind;
 use crate::format::record::{BufferRecord, Operand, RowKind};
@@ -464,31 +465,47 @@ impl<'s> RowsMut<'s> {
         self.each_bytes(workers, &|row, bytes| f(row, floats_mut(bytes)));
     }
 
-    /// Splits the columns into blocks of `block` elements (the last may be shorter), deals them out to `tasks` calls of `f` as evenly
-    /// as can be, so that every block is in exactly one call; `f` reaches its columns of any row through [`ColsMut`].
-    pub fn each_block(self, workers: &dyn Workers, block: usize, tasks: usize, f: &(dyn Fn(ColsMut<'_>) + Sync)) {
+    /// Splits the columns into blocks of `block` elements (the last may be shorter), deals them out to calls of `f`, for runs of `run`
+    /// rows of `range` each, so that every block of every row is in exactly one call; `f` reaches them through [`ColsMut`].
+    pub fn each_block(
+        self,
+        workers: &dyn Workers,
+        (range, run): (Range<usize>, usize),
+        block: usize,
+        cuts: Cuts,
+        f: &(dyn Fn(ColsMut<'_>) + Sync),
+    ) {
+        assert!(range.end <= self.raw.rows && run > 0, "rows in range");
         let width = self.raw.bytes / 4;
         let blocks = width.div_ceil(block);
         let raw = SendRaw(self.raw);
-        workers.run(tasks, &|task| {
+        let tasks = cuts.tasks();
+        workers.run(tasks * range.len().div_ceil(run), &|task| {
             let raw = &raw;
-            let start = task * blocks / tasks * block;
-            let end = width.min((task + 1) * blocks / tasks * block);
-            // SAFETY: columns start..end of every row; `Workers::run` gives each task number to one call and tasks have
-            // disjoint columns.
+            let first_row = range.start + task / tasks * run;
+            let task = task % tasks;
+            let rows = first_row..range.end.min(first_row + run);
+            let start = cuts.start(task, blocks) * block;
+            let end = width.min(cuts.start(task + 1, blocks) * block);
+            // SAFETY: columns start..end of every row; `Workers::run` gives each task number to one call, and tasks have
+            // disjoint columns or rows, which `ColsMut::row` holds them to.
             let ptr = unsafe { raw.0.ptr.add(start * 4) };
-            f(ColsMut { raw: Raw { ptr, bytes: (end - start) * 4, ..raw.0 }, first: start, _memory: PhantomData });
+            f(ColsMut {
+                raw: Raw { ptr, bytes: (end - start) * 4, ..raw.0 },
+                first: start,
+                rows,
+                _memory: PhantomData,
+            });
         });
     }
 }
 
 impl RowsMut<'_> {
-    /// Cuts rows `range` into runs of `run` and the columns into blocks of `block` elements, and runs `f` for every tile, the
-    /// last rows first: where a row's work grows with its position, the shortest tasks come last.
+    /// Cuts rows `range` into runs of `run` and the columns into blocks of `block` elements, and runs `f` for every tile.
     pub fn tiles(
         &mut self,
         workers: &dyn Workers,
-        range: core::ops::Range<usize>,
+        range: Range<usize>,
         run: usize,
         block: usize,
         f: &(dyn Fn(TileMut<'_>) + Sync),
@@ -499,7 +516,7 @@ impl RowsMut<'_> {
         let raw = SendRaw(self.raw);
         workers.run(blocks * runs, &|task| {
             let raw = &raw;
-            let (first_block, r) = (task % blocks, runs - 1 - task / blocks);
+            let (first_block, r) = (task % blocks, task / blocks);
             let first_row = range.start + r * run;
             let rows = run.min(range.end - first_row);
             // SAFETY: a tile inside the rows of `raw`; `Workers::run` gives each task number to one call, and tiles of
@@ -556,11 +573,13 @@ struct SendRaw(Raw);
 // SAFETY: a pointer to plain numbers, used by disjoint tasks only.
 unsafe impl Sync for SendRaw {}
 
-/// A range of columns of all rows, for one task.
+/// A range of columns of some rows, for one task.
 pub struct ColsMut<'t> {
     raw: Raw,
     /// The first of them.
     pub first: usize,
+    /// Rows of the task.
+    pub rows: Range<usize>,
     _memory: PhantomData<&'t mut [u8]>,
 }
 
@@ -572,6 +591,7 @@ impl ColsMut<'_> {
     }
     /// This range of a row.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(self.rows.contains(&row), "row of this task");
         // SAFETY: borrowed by this task alone (see `each_block`).
         floats_mut(unsafe { self.raw.row_mut(row) })
     }

@@ -75,6 +75,27 @@ fn together(threads: usize, work: impl Fn() + Sync) -> f64 {
     (end - begin).as_secs_f64()
 }
 
+/// Nanoseconds until one spinning thread sees what another has written: several times more where the two run on different
+/// groups of cores with a cache of their own, as the CPUs of a virtual machine may.
+pub fn hand_over(turns: u32) -> Spread {
+    const HANDS: u32 = 20_000;
+    let turn = |_| {
+        let (ball, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let seconds = together(2, || {
+            let parity = taken.fetch_add(1, Ordering::Relaxed);
+            for i in (parity..HANDS as usize).step_by(2) {
+                while ball.load(Ordering::Acquire) != i {
+                    std::hint::spin_loop();
+                }
+                ball.store(i + 1, Ordering::Release);
+            }
+        });
+        seconds * 1e9 / f64::from(HANDS)
+    };
+    let mut times: Vec<f64> = (0..turns).map(turn).collect();
+    Spread::of(&mut times)
+}
+
 /// Bytes per second that one thread reads from `bytes`, several turns. Lines are asked for some time before, which is
 /// faster than leaving it to the hardware.
 pub fn read(bytes: &[u8], turns: u32) -> Spread {

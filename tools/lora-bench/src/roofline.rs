@@ -66,6 +66,11 @@ pub fn text(models: &[PathBuf], options: &Options, threads: &[usize], rounds: u3
             text += &format!("| read bandwidth of {who}, {name} pages, GB/s | {rate} |\n");
         }
     }
+    if threads.iter().any(|n| *n > 1) {
+        let time = peak::hand_over(rounds);
+        let time = format!("{:.0} ({:.0}…{:.0})", time.median, time.low, time.high);
+        text += &format!("| until a thread sees what another has written, ns | {time} |\n");
+    }
     let int8 = peak::int8();
     let one = int8.map(|int8| int8.rate());
     if let (Some(int8), Some(one)) = (int8, one) {
