@@ -43,7 +43,7 @@ pair synthetic-1.2b 4 --base "$work/billion/base" --no-tokenizer
 encoders=()
 if [[ ${PYTHON:-} ]]; then
     for isa in avx2 avx512; do
-        echo "Our kernels $isa:"; echo
+        echo "Our kernels $isa; ONNX Runtime takes the best that the CPU has:"; echo
         ${RUN:-} "$PYTHON" tests/onnx/beside.py "$bases/minilm-l6" "$work/minilm-q8.lpk" --run "$run" --isa $isa --rounds "$rounds" | sed '/^fused/d; s/^[0-9]* tokens: .*/&\n/'
         echo
     done >"$work/encoders.md"

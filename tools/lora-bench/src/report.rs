@@ -67,7 +67,11 @@ pub fn run(args: &Args) -> Result<()> {
         writeln!(text, "\n### {} ({:.1} MB) and {} ({:.1} MB)", names.0, size(ours)?, names.1, size(theirs)?)?;
         let mut section = |level: &str, build: &str, rows: &[compare::Row]| {
             let kv = args.options.kv.name();
-            writeln!(text, "\nOur kernels {level}, KV cache {kv}; llama.cpp `{build}`\n\n{}", compare::table(rows))
+            writeln!(
+                text,
+                "\nOur kernels {level}, KV cache {kv}; llama.cpp `{build}`\n\n{}",
+                compare::table(rows).trim_end()
+            )
         };
         for other in &args.also {
             let (level, program) = other.split_once('=').with_context(|| format!("{other}: write LEVEL=PROGRAM"))?;
