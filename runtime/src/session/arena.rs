@@ -489,9 +489,9 @@ impl<'s> RowsMut<'s> {
             let end = width.min(cuts.start(task + 1, blocks) * block);
             // SAFETY: columns start..end of every row; `Workers::run` gives each task number to one call, and tasks have
             // disjoint columns or rows, which `ColsMut::row` holds them to.
-            let ptr = unsafe { raw.0.ptr.add(start * 4) };
+            let ptr = unsafe { raw.0.ptr.add(first_row * raw.0.stride + start * 4) };
             f(ColsMut {
-                raw: Raw { ptr, bytes: (end - start) * 4, ..raw.0 },
+                raw: Raw { ptr, rows: rows.len(), bytes: (end - start) * 4, ..raw.0 },
                 first: start,
                 rows,
                 _memory: PhantomData,
@@ -591,7 +591,8 @@ impl ColsMut<'_> {
     }
     /// This range of a row.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
-        assert!(self.rows.contains(&row), "row of this task");
+        // A row before the task's becomes a large number, which is out of range as well.
+        let row = row.wrapping_sub(self.rows.start);
         // SAFETY: borrowed by this task alone (see `each_block`).
         floats_mut(unsafe { self.raw.row_mut(row) })
     }
