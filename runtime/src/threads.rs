@@ -9,12 +9,12 @@
 //!
 //! Then there are more busy threads than CPUs, and a thread that loses its CPU with a task in hand holds all others up for
 //! longer than it ever helped. So after such a wait the pool works with one thread less for many times that long
-//! ([`Width`]), and then tries again.
+//! (`Width`), and then tries again.
 //!
 //! One half of the threads takes the first tasks that are left, the other half the last ones: so a thread tends to work on the
 //! same rows and columns in one op after the other, which its own caches hold.
 //!
-//! The ticket is one word: job number, first task that is left, and the one after the last, [`Ticket`]. To publish a job the caller (1) closes the
+//! The ticket is one word: job number, first task that is left, and the one after the last, `Ticket`. To publish a job the caller (1) closes the
 //! ticket: the new number without tasks, (2) writes the job's fields, (3) opens the ticket with all tasks. A thread reads the ticket's job
 //! number, then the fields, then takes a task by compare-and-swap: if the number is still the same, the fields belong to it, and
 //! the task is unfinished, so `run` has not returned and the closure is alive.
