@@ -87,7 +87,7 @@ pub fn run(
         let units = panels.div_ceil(unit);
         let (threads, blocks) = (cx.workers.count(), pass.len().div_ceil(TOKEN_BLOCK));
         // A long prompt by blocks of tokens, so that a thread goes on with the rows that it has computed; the rest by panels.
-        let (run, cuts) = if threads > 1 && blocks >= threads {
+        let (run, cuts) = if cfg!(feature = "std") && threads > 1 && blocks >= threads {
             (TOKEN_BLOCK, Cuts::even((BLOCK_TASKS * threads / blocks).clamp(1, units)))
         } else {
             (pass.len(), cuts(units, unit * format.panel_bytes(cols), pass.len(), cx.workers))

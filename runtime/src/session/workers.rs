@@ -50,12 +50,16 @@ impl Cuts {
     /// Number of tasks.
     #[must_use]
     pub const fn tasks(self) -> usize {
-        self.threads * self.rounds as usize
+        if cfg!(feature = "std") { self.threads * self.rounds as usize } else { self.threads }
     }
 
     /// Where a task begins, of so many blocks; the task after the last begins where they end. Some tasks may have none.
     #[must_use]
     pub const fn start(self, task: usize, blocks: usize) -> usize {
+        // Firmware, whose bytes count, has few threads if any: equal tasks.
+        if !cfg!(feature = "std") {
+            return task * blocks / self.threads;
+        }
         // In units of the shortest tasks.
         let all = 1 << (self.rounds - 1);
         let (low, high) = (self.threads.div_ceil(2), self.threads / 2);

@@ -71,7 +71,7 @@ const fn costs(instructions: [f64; 4], cycles: [f64; 4]) -> [Cost; 4] {
 /// Cortex-M with the DSP extension; an instruction counts as a cycle.
 const fn cortex_m(name: &'static str, instructions: [f64; 4]) -> Target {
     // Rounded up; `.ci/run firmware` compares them with the programs.
-    let firmware = Firmware { code_bytes: 137_000, stack_bytes: 23_000 };
+    let firmware = Firmware { code_bytes: 138_000, stack_bytes: 23_000 };
     Target { name, firmware: Some(firmware), costs: costs(instructions, [1.0; 4]) }
 }
 
