@@ -1,15 +1,12 @@
 //! The walk over the groups of a panel.
 //!
-//! Panels lie one after the other and are read once, front to back. The lines that come [`AHEAD`] are asked for: the hardware's
+//! Panels lie one after the other and are read once, front to back. The lines that come [`Isa::AHEAD`] are asked for: the hardware's
 //! own prefetcher stops at every page, and with it alone a core gets two thirds of the memory's bandwidth.
 
 use crate::kernels::isa::Isa;
 use crate::kernels::linear::LinearArgs;
 use crate::kernels::linear::codes::Codes;
 use crate::weights::{BLOCK, GROUP, LINE, PANEL_ROWS};
-
-/// How far before its use a line of weights is asked for, in bytes. Measured: flat from 1.5 to 6 KiB.
-const AHEAD: usize = 3072;
 
 /// A group of a panel.
 #[derive(Clone, Copy)]
@@ -38,11 +35,11 @@ pub(super) fn groups_of<I: Isa, C: Codes>(isa: I, a: LinearArgs, first: usize, l
         while g < end {
             let mut line = 0;
             while line < C::FORMAT.group_bytes() {
-                isa.prefetch(at.wrapping_add(AHEAD + line));
+                isa.prefetch(at.wrapping_add(I::AHEAD + line));
                 line += LINE;
             }
             if C::FORMAT.multiplier_bytes() > 0 {
-                isa.prefetch(multipliers.wrapping_add(AHEAD));
+                isa.prefetch(multipliers.wrapping_add(I::AHEAD));
             }
             f(Place { g, codes: at, multipliers });
             at = at.wrapping_add(C::FORMAT.group_bytes());
