@@ -163,7 +163,13 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                     let end = run_end(a, first, RUN);
                     // SAFETY: the panel has the groups; tiles lie within the tokens.
                     unsafe {
-                        self.centred_run(a, first, end, &mut strips);
+                        self.unpack_run(
+                            a,
+                            first..end,
+                            &mut strips,
+                            #[inline(always)]
+                            |this, place, s, to| this.store_centred(place, s, to),
+                        );
                         let mut t = 0;
                         while let Some(count) = first_tile(a, t) {
                             let mut s = 0;
@@ -345,28 +351,31 @@ impl<D: Dot, C: Codes> Signed<D, C> {
         D::rows(Self::MAX_STORED, rows, x, start)
     }
 
-    /// Unpacks a run of the panel's groups, offset taken out.
+    /// Unpacks a run of the panel's groups, each strip of a group by `store`.
     ///
     /// # Safety
-    /// The panel has the groups, which are no more than a run.
+    /// The panel has the groups, which are no more than a run; `store` may be called with them and room for a group.
     #[inline(always)]
-    unsafe fn centred_run(&self, a: LinearArgs, first: usize, end: usize, strips: &mut Strips) {
+    unsafe fn unpack_run(
+        &self,
+        a: LinearArgs,
+        groups: core::ops::Range<usize>,
+        strips: &mut Strips,
+        store: impl Fn(&Self, Place, usize, *mut u8),
+    ) {
         let this = self.anew();
         groups_of::<_, C>(
             self.isa,
             a,
-            first,
-            end,
+            groups.start,
+            groups.end,
             #[inline(always)]
             |place| {
-                let g = place.g - first;
-                // SAFETY: the group is one of the panel's, and there is room for it.
-                unsafe {
-                    this.store_centred(place, 0, strips.group(0, g));
-                    this.store_centred(place, 1, strips.group(1, g));
-                    this.store_centred(place, 2, strips.group(2, g));
-                    this.store_centred(place, 3, strips.group(3, g));
-                }
+                let g = place.g - groups.start;
+                store(&this, place, 0, strips.group(0, g));
+                store(&this, place, 1, strips.group(1, g));
+                store(&this, place, 2, strips.group(2, g));
+                store(&this, place, 3, strips.group(3, g));
             },
         );
     }

@@ -199,7 +199,13 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
                 |a| {
                     // SAFETY: the panel has the groups and strips, the output the tokens, and the room their groups.
                     unsafe {
-                        self.stored_run(a, run.first, run.end, &mut strips);
+                        self.unpack_run(
+                            a,
+                            run.first..run.end,
+                            &mut strips,
+                            #[inline(always)]
+                            |this, place, s, to| this.store(place, s, to),
+                        );
                         let mut t = 0;
                         while let Some(count) = first_tile(a, t) {
                             let mut s = 0;
@@ -227,33 +233,7 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
         room.start().wrapping_add(t / 4 * RUN * group_bytes::<4, MATRIX>())
     }
 
-    /// Unpacks a run of the panel's groups, offset included.
-    ///
-    /// # Safety
-    /// The panel has the groups, which are no more than a run.
-    #[inline(always)]
-    unsafe fn stored_run(&self, a: LinearArgs, first: usize, end: usize, strips: &mut Strips) {
-        let this = self.anew();
-        groups_of::<_, C>(
-            self.isa,
-            a,
-            first,
-            end,
-            #[inline(always)]
-            |place| {
-                let g = place.g - first;
-                // SAFETY: the group is one of the panel's, and there is room for it.
-                unsafe {
-                    this.store(place, 0, strips.group(0, g));
-                    this.store(place, 1, strips.group(1, g));
-                    this.store(place, 2, strips.group(2, g));
-                    this.store(place, 3, strips.group(3, g));
-                }
-            },
-        );
-    }
-
-    /// Unpacks a group of a strip.
+    /// Unpacks a group of a strip, offset included.
     ///
     /// # Safety
     /// `place` is a group of a panel; there is room for it at `to`.
