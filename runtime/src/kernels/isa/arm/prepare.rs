@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! token   96 bytes a group    4 × (8 codes, the same 8 codes) · start, 0, start, 0 · scale, Σ as a float, –, –
-//! quad   208 bytes a group    of 4 tokens each codes 0…15 · of each codes 16…31 · of each start × 4 · 4 scales
-//! pair    96 bytes a group    4 × (8 codes of each of 2 tokens) · 2 × both starts · 2 × both scales
+//! quad   144 bytes a group    8 × (4 codes of each of 4 tokens) · 4 scales
+//! pair    80 bytes a group    4 × (8 codes of each of 2 tokens) · 2 × both scales
 //! ```
-//! A start is [`BIAS`] less what the weights' offset adds to a dot product, so that taking the offset out costs nothing.
+//! A start is [`BIAS`] less what the weights' offset adds to a dot product, so that taking the offset out of weights that one
+//! token reads costs nothing. For several tokens it is taken out as they are unpacked.
 //! Room is for a run of groups at a time, which all panels of a call share; a tile's groups follow each other.
 
 use core::mem::MaybeUninit;
@@ -15,11 +16,11 @@ use super::strip::RUN;
 use crate::kernels::linear::MAX_TOKENS;
 use crate::weights::GROUP;
 
-/// Bytes of a group of one token, and of a pair.
+/// Bytes of a group of one token.
 const TOKEN: usize = 96;
-/// Bytes of a group of four tokens for `sdot`, and for `smmla`.
-const QUAD: usize = 208;
-const PAIRS: usize = 2 * TOKEN;
+/// Bytes of a group of four tokens for `sdot`, and of two for `smmla`.
+const QUAD: usize = 144;
+const PAIR: usize = 80;
 
 /// Bytes that groups of `T` tokens are apart; for a `MATRIX` of pairs.
 #[must_use]
@@ -27,7 +28,7 @@ pub const fn group_bytes<const T: usize, const MATRIX: bool>() -> usize {
     if T == 1 {
         TOKEN
     } else if MATRIX {
-        T / 4 * PAIRS
+        T / 2 * PAIR
     } else {
         T / 4 * QUAD
     }
@@ -38,8 +39,8 @@ pub const TOKEN_RUN: usize = 128;
 
 /// Room for the groups of one token.
 pub type TokenRoom = Room<{ TOKEN_RUN * TOKEN / 64 }>;
-/// Room for a run of groups of as many tokens as a call has.
-pub type TilesRoom = Room<{ MAX_TOKENS / 4 * RUN * QUAD / 64 }>;
+/// Room for a run of groups of as many tokens as a call has, and for inputs that are read ahead.
+pub type TilesRoom = Room<{ MAX_TOKENS / 2 * RUN * PAIR / 64 + 1 }>;
 
 /// Room for prepared groups, of lines of 64 bytes.
 #[repr(C, align(64))]
@@ -113,6 +114,9 @@ impl Run {
     }
 }
 
+/// The lower half.
+const LOW: u64 = 0xffff_ffff;
+
 /// Two words side by side.
 #[inline(always)]
 fn both(low: u64, high: u64) -> u64 {
@@ -154,35 +158,19 @@ pub unsafe fn quads(run: Run, tokens: usize, to: *mut u8) {
             // SAFETY: as the caller vouches.
             unsafe {
                 let (p, q, r, s) = (run.group(t, g), run.group(t + 1, g), run.group(t + 2, g), run.group(t + 3, g));
-                let [a, b, c, d] = [run.start(&p), run.start(&q), run.start(&r), run.start(&s)].map(|v| both(v, v));
-                to.write([
-                    p.codes[0],
-                    p.codes[1],
-                    q.codes[0],
-                    q.codes[1],
-                    r.codes[0],
-                    r.codes[1],
-                    s.codes[0],
-                    s.codes[1],
-                    p.codes[2],
-                    p.codes[3],
-                    q.codes[2],
-                    q.codes[3],
-                    r.codes[2],
-                    r.codes[3],
-                    s.codes[2],
-                    s.codes[3],
-                    a,
-                    a,
-                    b,
-                    b,
-                    c,
-                    c,
-                    d,
-                    d,
-                    both(u64::from(p.scale), u64::from(q.scale)),
-                    both(u64::from(r.scale), u64::from(s.scale)),
-                ]);
+                let mut words = [0; QUAD / 8];
+                let mut i = 0;
+                while i < 4 {
+                    let (p, q, r, s) = (p.codes[i], q.codes[i], r.codes[i], s.codes[i]);
+                    words[4 * i] = both(p & LOW, q);
+                    words[4 * i + 1] = both(r & LOW, s);
+                    words[4 * i + 2] = both(p >> 32, q >> 32);
+                    words[4 * i + 3] = both(r >> 32, s >> 32);
+                    i += 1;
+                }
+                words[16] = both(u64::from(p.scale), u64::from(q.scale));
+                words[17] = both(u64::from(r.scale), u64::from(s.scale));
+                to.write(words);
             }
             to = to.wrapping_add(1);
             t += 4;
@@ -197,7 +185,7 @@ pub unsafe fn quads(run: Run, tokens: usize, to: *mut u8) {
 /// The rows have the groups, and `to` is valid for writing them and aligned; `tokens` is even.
 #[inline(always)]
 pub unsafe fn pairs(run: Run, tokens: usize, to: *mut u8) {
-    let mut to = to.cast::<[u64; TOKEN / 8]>();
+    let mut to = to.cast::<[u64; PAIR / 8]>();
     let mut g = run.first;
     while g < run.end {
         let mut t = 0;
@@ -205,10 +193,9 @@ pub unsafe fn pairs(run: Run, tokens: usize, to: *mut u8) {
             // SAFETY: as the caller vouches.
             unsafe {
                 let (p, q) = (run.group(t, g), run.group(t + 1, g));
-                let start = both(run.start(&p), run.start(&q));
                 let scale = both(u64::from(p.scale), u64::from(q.scale));
                 let ([a, b, c, d], [e, f, g, h]) = (p.codes, q.codes);
-                to.write([a, e, b, f, c, g, d, h, start, start, scale, scale]);
+                to.write([a, e, b, f, c, g, d, h, scale, scale]);
             }
             to = to.wrapping_add(1);
             t += 2;

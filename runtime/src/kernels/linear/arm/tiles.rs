@@ -1,15 +1,14 @@
 //! The tiles of `sdot` and `smmla`: one token with codes of 4 bits, and 16, 8 or 4 tokens with all formats that have no minima.
 //!
 //! ```text
-//! one token                                        many
-//! for each run of groups:                          for each run of groups:
-//!     prepare the token's groups                       prepare the tokens' groups        in the order of use, beside the
-//!     for each panel:                                                                   numbers that sums start from
-//!         for each group:                              for each panel:
-//!             acc[strip] += scaled products                unpack the run's strips
-//!                                                          for each tile of T tokens and each strip of 4 rows:
-//!                                                              for each group:
-//!                                                                  acc[token] += scaled products
+//! one token                                many
+//! for each run of groups:                  for each run of groups:
+//!     prepare the token's groups               prepare the tokens' groups, in the order of use
+//!     for each panel:                          for each panel:
+//!         for each group:                          unpack the run's strips
+//!             acc[strip] += scaled products        for each tile of T tokens and each strip of 4 rows:
+//!                                                      for each group:
+//!                                                          acc[token] += scaled products
 //! ```
 //! Between runs the sums are where the output will be.
 
@@ -233,7 +232,7 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
         room.start().wrapping_add(t / 4 * RUN * group_bytes::<4, MATRIX>())
     }
 
-    /// Unpacks a group of a strip, offset included.
+    /// Unpacks a group of a strip, offset taken out.
     ///
     /// # Safety
     /// `place` is a group of a panel; there is room for it at `to`.
@@ -241,12 +240,11 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
     unsafe fn store(&self, place: Place, s: usize, to: *mut u8) {
         // SAFETY: as the caller vouches.
         unsafe {
-            let (w, scales) = (self.arranged(place, s), self.scales(place, s));
-            let addend = if Self::INTEGERS { scales.least } else { strip::bias() };
             if MATRIX {
-                strip::pairs(to, w, scales.multipliers, addend);
+                let scales = self.scales(place, s);
+                strip::pairs(to, self.centred(self.arranged(place, s)), scales.multipliers, scales.least);
             } else {
-                strip::rows(to, w, scales.multipliers, addend);
+                self.store_centred(place, s, to);
             }
         }
     }
@@ -262,8 +260,8 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
         scaling: tokens::Scaling,
         (t, s): (usize, usize),
         run: &Run,
-        mut w: *const u8,
-        mut x: *const u8,
+        w: *const u8,
+        x: *const u8,
     ) {
         let isa = self.isa;
         let mut acc = [isa.splat(0.0); T];
@@ -275,19 +273,13 @@ impl<const MATRIX: bool, C: Codes> Signed<Products<MATRIX>, C> {
                 i += 1;
             }
         }
-        let mut g = run.first;
-        while g < run.end {
-            // SAFETY: the group is unpacked and prepared.
-            unsafe {
-                if MATRIX {
-                    tokens::by_smmla(scaling, &mut acc, w, x);
-                } else {
-                    tokens::by_sdot(scaling, &mut acc, w, x);
-                }
+        // SAFETY: the groups are unpacked and prepared, and there is room behind them.
+        unsafe {
+            if MATRIX {
+                tokens::by_smmla(scaling, &mut acc, run.end - run.first, w, x);
+            } else {
+                tokens::by_sdot(scaling, &mut acc, run.end - run.first, w, x);
             }
-            w = w.wrapping_add(strip::BYTES);
-            x = x.wrapping_add(group_bytes::<T, MATRIX>());
-            g += 1;
         }
         let mut i = 0;
         while i < T {
