@@ -2,6 +2,7 @@
 //   selftest              the digest of what the module computes from the file's tokens, if it is the packer's
 //   generate PROMPT N     the greedy continuation
 //   classify TEXT         the label, then each label's score
+//   speed TEXT N          milliseconds that a prompt of N tokens of the text takes, and N steps of one token: medians of 9
 // lora_runtime.h documents the functions; a pointer is a 32-bit number here, and structures have C's layout.
 import { readFileSync } from 'node:fs';
 
@@ -101,6 +102,22 @@ const tasks = {
     const [winner, at, n] = [numberAt(best), numberAt(scores), numberAt(labels)];
     const all = Array.from({ length: n }, (_, i) => [name(i), Number(floatAt(at + 4 * i).toFixed(6))]);
     console.log(JSON.stringify({ label: name(winner), scores: Object.fromEntries(all) }));
+  },
+  speed() {
+    const [ids, count] = encode(text);
+    const n = Number(tokens);
+    const prompt = new DataView(lora.memory.buffer, room(4 * n), 4 * n);
+    for (let i = 0; i < n; i++) prompt.setUint32(4 * i, numberAt(ids + 4 * (i % count)), true);
+    const at = prompt.byteOffset;
+    const run = session('lora_config_init', 2 * n, n);
+    const median = (work) => Array.from({ length: 9 }, () => {
+      const start = performance.now();
+      work();
+      return performance.now() - start;
+    }).sort((a, b) => a - b)[4].toFixed(1);
+    const read = median(() => call('lora_session_feed', run, 1, at, 0, n, 0));
+    const steps = median(() => { for (let i = 0; i < n; i++) call('lora_session_feed', run, 1, at, 0, 1, n + i); });
+    console.log(`${n} tokens: prompt ${read} ms, steps ${steps} ms`);
   },
 };
 tasks[task]();

@@ -117,10 +117,17 @@ fn arch_levels() -> u16 {
     Level::Dsp.bit()
 }
 
+/// A module with an instruction that the engine lacks isn't even loaded.
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+fn arch_levels() -> u16 {
+    Level::Simd128.bit()
+}
+
 #[cfg(not(any(
     target_arch = "x86_64",
     all(target_arch = "aarch64", target_feature = "neon"),
-    all(target_arch = "arm", feature = "dsp")
+    all(target_arch = "arm", feature = "dsp"),
+    all(target_arch = "wasm32", target_feature = "simd128")
 )))]
 fn arch_levels() -> u16 {
     0

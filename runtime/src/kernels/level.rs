@@ -26,11 +26,13 @@ pub enum Level {
     I8mm = 8,
     /// Cortex-M with the DSP extension (`smlad`); in builds with the feature `dsp`.
     Dsp = 9,
+    /// WebAssembly with vectors, in modules that are compiled with `simd128`.
+    Simd128 = 10,
 }
 
 impl Level {
     /// Every level, on any CPU, in order of preference within an architecture.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Scalar,
         Self::Sse41,
         Self::Avx2,
@@ -41,6 +43,7 @@ impl Level {
         Self::Dotprod,
         Self::I8mm,
         Self::Dsp,
+        Self::Simd128,
     ];
 
     /// The name used on command lines and in reports.
@@ -57,6 +60,7 @@ impl Level {
             Self::Dotprod => "dotprod",
             Self::I8mm => "i8mm",
             Self::Dsp => "dsp",
+            Self::Simd128 => "simd128",
         }
     }
 

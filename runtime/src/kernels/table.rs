@@ -20,6 +20,8 @@ use super::select;
 use super::isa::arm;
 #[cfg(all(target_arch = "arm", feature = "dsp"))]
 use super::isa::cortex_m;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+use super::isa::wasm;
 #[cfg(target_arch = "x86_64")]
 use super::isa::x86;
 
@@ -116,6 +118,8 @@ tables! {
           i8mm #[target_feature(enable = "neon,dotprod,i8mm")] I8mm, arm::I8mm, neon_floats }
         { #[cfg(all(target_arch = "arm", feature = "dsp"))]
           dsp #[inline(never)] Dsp, cortex_m::Dsp, scalar_floats }
+        { #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+          simd128 #[inline(never)] Simd128, wasm::Simd128, simd128_floats }
     }
     float_levels {
         { #[cfg(all(test, target_pointer_width = "64"))]
@@ -127,6 +131,7 @@ tables! {
           avx512_floats #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")] x86::Avx512 }
         { #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
           neon_floats #[target_feature(enable = "neon")] arm::Neon }
+        { #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))] simd128_floats #[inline(never)] wasm::Simd128 }
     }
     integers {
         /// Quantizes a row of activations.
@@ -221,10 +226,16 @@ impl Kernels {
     /// The table of the best level that this CPU runs.
     #[must_use]
     pub fn best() -> &'static Self {
-        // There is one program per microcontroller: tables that nobody asks for by name are not linked in.
+        // There is one program per microcontroller, and one module per set of features: tables that nobody asks for by
+        // name are not linked in.
         #[cfg(all(target_arch = "arm", feature = "dsp"))]
         return &dsp::KERNELS;
-        #[cfg(not(all(target_arch = "arm", feature = "dsp")))]
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        return &simd128::KERNELS;
+        #[cfg(not(any(
+            all(target_arch = "arm", feature = "dsp"),
+            all(target_arch = "wasm32", target_feature = "simd128")
+        )))]
         Self::for_level(Level::best()).unwrap_or(&scalar_table::KERNELS)
     }
 

@@ -14,6 +14,8 @@ pub mod arm;
 #[cfg(all(target_arch = "arm", feature = "dsp"))]
 pub mod cortex_m;
 pub mod scalar;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub mod wasm;
 #[cfg(target_arch = "x86_64")]
 pub mod x86;
 

@@ -22,7 +22,11 @@ mod amx;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod arm;
 #[cfg_attr(
-    not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))),
+    not(any(
+        target_arch = "x86_64",
+        all(target_arch = "aarch64", target_feature = "neon"),
+        all(target_arch = "wasm32", target_feature = "simd128")
+    )),
     expect(dead_code, reason = "without vectors only the formats' names are read")
 )]
 mod codes;
@@ -30,11 +34,15 @@ mod codes;
 mod cortex_m;
 mod dequant;
 mod float;
-#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "aarch64", target_feature = "neon"),
+    all(target_arch = "wasm32", target_feature = "simd128")
+))]
 mod groups;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128")))]
 mod int;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128")))]
 mod many;
 #[cfg(feature = "pack")]
 mod pack;
@@ -260,6 +268,20 @@ mod general {
     }
 }
 
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+impl IntPanel for crate::kernels::isa::wasm::Simd128 {
+    #[inline(always)]
+    unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
+        // SAFETY: passed on.
+        unsafe { int::panels::<Self, C>(self, a) }
+    }
+    #[inline(always)]
+    unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
+        // SAFETY: passed on.
+        unsafe { int::panels::<Self, C>(self, a) }
+    }
+}
+
 /// The body of the integer linear entries.
 ///
 /// # Safety
@@ -313,7 +335,7 @@ impl Kernels {
 
     /// Whether the level's integer entries add to what `out` holds, instead of writing it.
     fn adds_to_zeros(&self) -> bool {
-        !matches!(self.level(), Level::Sse41 | Level::Avx2 | Level::AvxVnni | Level::Avx512)
+        !matches!(self.level(), Level::Sse41 | Level::Avx2 | Level::AvxVnni | Level::Avx512 | Level::Simd128)
     }
 
     /// Multiplies one panel by `out.len()` rows of activations (1…[`MAX_TOKENS`]): `out[t][r]` is row `r` of the panel
