@@ -25,7 +25,9 @@ use super::codes::Codes;
 use super::groups::{Place, each_group, groups_of};
 use super::{IntPanel, LinearArgs};
 use crate::kernels::isa::arm::strip::{self, RUN, Strips};
-use crate::kernels::isa::arm::{Dot, Mull, Quad, Rows, Start, keep_in_register, settle, settle_addresses, settle_sum};
+use crate::kernels::isa::arm::{
+    Dot, Mull, Quad, Rows, Start, keep_in_register, opaque_count, opaque_pointer, settle, settle_addresses, settle_sum,
+};
 use crate::kernels::isa::{Bytes, Isa};
 use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
 
@@ -424,7 +426,7 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                 let scales = Scales { multipliers, least: addend, minima: addend };
                 let strip = Strip { w: D::hold::<T>(codes), scales, g };
                 // One pointer that goes from token to token: the compiler would keep two for each.
-                let x = opaque(a.x.add(t * a.stride + g * GROUP)).cast();
+                let x = opaque_pointer(a.x.add(t * a.stride + g * GROUP)).cast();
                 let x = self.batch::<T, 4>(a, &strip, x, &mut acc, 0);
                 if T > 4 {
                     self.batch::<T, 4>(a, &strip, x, &mut acc, 4);
@@ -466,7 +468,7 @@ impl<D: Dot, C: Codes> Signed<D, C> {
                     unsafe {
                         let w = this.centred(this.arranged(place, s));
                         let strip = Strip { w, scales: self.scales(place, s), g: place.g };
-                        let x = opaque(a.x.add(t * a.stride + place.g * GROUP)).cast();
+                        let x = opaque_pointer(a.x.add(t * a.stride + place.g * GROUP)).cast();
                         self.batch::<2, 2>(a, &strip, x, &mut acc, 0);
                     }
                 },
@@ -581,22 +583,6 @@ impl Start {
     fn constant(v: i32) -> Self {
         Self { any: v != 0, ..Self::new(v) }
     }
-}
-
-/// `p`, of which the compiler knows no more than that.
-#[inline(always)]
-fn opaque(mut p: *const u8) -> *const u8 {
-    // SAFETY: no instruction.
-    unsafe { core::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) }
-    p
-}
-
-/// `n`, of which the compiler knows no more than that: it would write a loop's body `n` times.
-#[inline(always)]
-fn opaque_count(mut n: usize) -> usize {
-    // SAFETY: no instruction.
-    unsafe { core::arch::asm!("/* {0} */", inout(reg) n, options(pure, nomem, nostack, preserves_flags)) }
-    n
 }
 
 /// Bytes as signed numbers.

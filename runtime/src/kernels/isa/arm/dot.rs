@@ -281,6 +281,22 @@ pub fn settle_sum(v: &mut int32x4_t) {
     unsafe { asm!("/* {0:v} */", inout(vreg) * v, options(nostack, preserves_flags)) }
 }
 
+/// `p`, of which the compiler knows no more than that.
+#[inline(always)]
+pub fn opaque_pointer(mut p: *const u8) -> *const u8 {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) }
+    p
+}
+
+/// `n`, of which the compiler knows no more than that: it would write a loop's body `n` times.
+#[inline(always)]
+pub fn opaque_count(mut n: usize) -> usize {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0} */", inout(reg) n, options(pure, nomem, nostack, preserves_flags)) }
+    n
+}
+
 /// [`settle`] for addresses: processors that start instructions in order lose a cycle when one of another kind stands
 /// between those of vectors.
 #[inline(always)]

@@ -16,7 +16,10 @@ pub mod prepare;
 pub mod strip;
 pub mod tokens;
 
-pub use dot::{Dot, Mull, Products, Rows, Sdot, Smmla, Start, keep_in_register, settle, settle_addresses, settle_sum};
+pub use dot::{
+    Dot, Mull, Products, Rows, Sdot, Smmla, Start, keep_in_register, opaque_count, opaque_pointer, settle,
+    settle_addresses, settle_sum,
+};
 pub use neon::Quad;
 
 /// Proof of AArch64's base instructions.

@@ -9,9 +9,10 @@
 //! token reads costs nothing. For several tokens it is taken out as they are unpacked.
 //! Room is for a run of groups at a time, which all panels of a call share; a tile's groups follow each other.
 
+use core::arch::aarch64::*;
 use core::mem::MaybeUninit;
 
-use super::dot::BIAS;
+use super::dot::{BIAS, opaque_count};
 use super::strip::RUN;
 use crate::kernels::linear::MAX_TOKENS;
 use crate::weights::GROUP;
@@ -84,28 +85,32 @@ struct Group {
 }
 
 impl Run {
-    /// Group `g` of token `t`.
+    /// Group `g` of the first token.
     ///
     /// # Safety
-    /// They exist.
+    /// It exists.
     #[inline(always)]
-    unsafe fn group(&self, t: usize, g: usize) -> Group {
-        let row = self.row.wrapping_add(t * self.stride);
-        let codes = row.wrapping_add(g * GROUP).cast::<u64>();
-        let scale = row.wrapping_add(self.groups * GROUP + 4 * g);
+    unsafe fn group(&self, g: usize) -> Group {
+        let codes = self.row.wrapping_add(g * GROUP);
+        let scale = self.row.wrapping_add(self.groups * GROUP + 4 * g);
         // SAFETY: as the layout of the row says.
         unsafe {
             Group {
-                codes: [
-                    codes.read_unaligned(),
-                    codes.wrapping_add(1).read_unaligned(),
-                    codes.wrapping_add(2).read_unaligned(),
-                    codes.wrapping_add(3).read_unaligned(),
-                ],
+                codes: codes.cast::<[u64; 4]>().read_unaligned(),
                 scale: scale.cast::<u32>().read_unaligned(),
                 sum: scale.wrapping_add(4 * self.groups).cast::<i32>().read_unaligned(),
             }
         }
+    }
+    /// The scale of group `g` of the token whose codes of that group are given.
+    ///
+    /// # Safety
+    /// They exist.
+    #[inline(always)]
+    unsafe fn scale(&self, codes: *const u8, g: usize) -> u64 {
+        let scale = codes.wrapping_add(self.groups * GROUP - g * (GROUP - 4));
+        // SAFETY: as the layout of the row says.
+        unsafe { u64::from(scale.cast::<u32>().read_unaligned()) }
     }
     /// What dot products with the group start from.
     #[inline(always)]
@@ -113,9 +118,6 @@ impl Run {
         u64::from(BIAS.wrapping_sub(self.offset.wrapping_mul(group.sum)) as u32)
     }
 }
-
-/// The lower half.
-const LOW: u64 = 0xffff_ffff;
 
 /// Two words side by side.
 #[inline(always)]
@@ -134,7 +136,7 @@ pub unsafe fn token(run: Run, to: *mut u8) {
     while g < run.end {
         // SAFETY: as the caller vouches.
         unsafe {
-            let group = run.group(0, g);
+            let group = run.group(g);
             let ([a, b, c, d], start) = (group.codes, run.start(&group));
             let scale = both(u64::from(group.scale), u64::from((group.sum as f32).to_bits()));
             to.write([a, a, b, b, c, c, d, d, start, start, scale, 0]);
@@ -149,31 +151,29 @@ pub unsafe fn token(run: Run, to: *mut u8) {
 /// # Safety
 /// The rows have the groups, and `to` is valid for writing them and aligned; `tokens` is a multiple of 4.
 #[inline(always)]
-pub unsafe fn quads(run: Run, tokens: usize, to: *mut u8) {
-    let mut to = to.cast::<[u64; QUAD / 8]>();
+pub unsafe fn quads(run: Run, tokens: usize, mut to: *mut u8) {
     let mut g = run.first;
     while g < run.end {
-        let mut t = 0;
-        while t < tokens {
-            // SAFETY: as the caller vouches.
+        let (mut codes, mut left) = (run.row.wrapping_add(g * GROUP), tokens);
+        while left > 0 {
+            // SAFETY: as the caller vouches, and the layout of the row says.
             unsafe {
-                let (p, q, r, s) = (run.group(t, g), run.group(t + 1, g), run.group(t + 2, g), run.group(t + 3, g));
-                let mut words = [0; QUAD / 8];
-                let mut i = 0;
-                while i < 4 {
-                    let (p, q, r, s) = (p.codes[i], q.codes[i], r.codes[i], s.codes[i]);
-                    words[4 * i] = both(p & LOW, q);
-                    words[4 * i + 1] = both(r & LOW, s);
-                    words[4 * i + 2] = both(p >> 32, q >> 32);
-                    words[4 * i + 3] = both(r >> 32, s >> 32);
-                    i += 1;
+                let mut half = 0;
+                while half < GROUP {
+                    let load = |i| vld1q_u32(codes.wrapping_add(i * run.stride + half).cast());
+                    let (p, q, r, s) = (load(0), load(1), load(2), load(3));
+                    let (a, b) = (vzip1q_u32(p, r), vzip2q_u32(p, r));
+                    let (c, d) = (vzip1q_u32(q, s), vzip2q_u32(q, s));
+                    let words = uint32x4x4_t(vzip1q_u32(a, c), vzip2q_u32(a, c), vzip1q_u32(b, d), vzip2q_u32(b, d));
+                    vst1q_u32_x4(to.wrapping_add(4 * half).cast(), words);
+                    half += 16;
                 }
-                words[16] = both(u64::from(p.scale), u64::from(q.scale));
-                words[17] = both(u64::from(r.scale), u64::from(s.scale));
-                to.write(words);
+                let scale = |i| run.scale(codes.wrapping_add(i * run.stride), g);
+                to.add(128).cast::<[u64; 2]>().write([both(scale(0), scale(1)), both(scale(2), scale(3))]);
             }
-            to = to.wrapping_add(1);
-            t += 4;
+            to = to.wrapping_add(QUAD);
+            codes = codes.wrapping_add(4 * run.stride);
+            left = opaque_count(left - 4);
         }
         g += 1;
     }
@@ -188,17 +188,19 @@ pub unsafe fn pairs(run: Run, tokens: usize, to: *mut u8) {
     let mut to = to.cast::<[u64; PAIR / 8]>();
     let mut g = run.first;
     while g < run.end {
-        let mut t = 0;
-        while t < tokens {
-            // SAFETY: as the caller vouches.
+        let (mut codes, mut left) = (run.row.wrapping_add(g * GROUP), tokens);
+        while left > 0 {
+            // SAFETY: as the caller vouches, and the layout of the row says.
             unsafe {
-                let (p, q) = (run.group(t, g), run.group(t + 1, g));
-                let scale = both(u64::from(p.scale), u64::from(q.scale));
-                let ([a, b, c, d], [e, f, g, h]) = (p.codes, q.codes);
-                to.write([a, e, b, f, c, g, d, h, scale, scale]);
+                let next = codes.wrapping_add(run.stride);
+                let [a, b, c, d] = codes.cast::<[u64; 4]>().read_unaligned();
+                let [e, f, p, h] = next.cast::<[u64; 4]>().read_unaligned();
+                let scale = both(run.scale(codes, g), run.scale(next, g));
+                to.write([a, e, b, f, c, p, d, h, scale, scale]);
             }
             to = to.wrapping_add(1);
-            t += 2;
+            codes = codes.wrapping_add(2 * run.stride);
+            left = opaque_count(left - 2);
         }
         g += 1;
     }

@@ -17,12 +17,12 @@ use core::arch::aarch64::*;
 use super::super::codes::Codes;
 use super::super::groups::{Place, groups_of};
 use super::super::{IntPanel, LinearArgs};
-use super::{STRIPS, Signed, first_tile, opaque_count, run_end, strip_of};
+use super::{STRIPS, Signed, first_tile, run_end, strip_of};
 use crate::kernels::isa::Isa;
 use crate::kernels::isa::arm::nibbles::{self, Constants, Scaling};
 use crate::kernels::isa::arm::prepare::{self, Run, TOKEN_RUN, TilesRoom, TokenRoom, group_bytes};
 use crate::kernels::isa::arm::strip::{self, RUN, Strips};
-use crate::kernels::isa::arm::{Products, Quad, tokens};
+use crate::kernels::isa::arm::{Products, Quad, opaque_count, tokens};
 use crate::weights::GROUP;
 
 impl<const MATRIX: bool> IntPanel for Quad<Products<MATRIX>> {
