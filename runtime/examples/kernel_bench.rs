@@ -11,7 +11,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use lora_runtime::kernels::{ActRows, Kernels, quant_row_bytes};
+use lora_runtime::kernels::{ActRows, Kernels, MAX_SHARING_PANELS, MAX_TOKENS, Sums, quant_row_bytes};
 use lora_runtime::weights::{PANEL_ROWS, WeightFormat};
 
 const TOKENS: usize = 256;
@@ -104,14 +104,14 @@ impl Bench {
         let skip = panels.as_ptr().align_offset(64);
         let panels = &panels[skip..panels.len() - 64 + skip];
         let (sharing, at_once) = (self.kernels.sharing_panels(), self.kernels.tokens_at_once());
-        let mut out = vec![[0f32; PANEL_ROWS]; at_once * sharing];
+        let mut out = Box::new(Sums::<{ MAX_TOKENS * MAX_SHARING_PANELS }>::ZEROS);
         let mut count = 0;
         let seconds = best(|| {
             count = 0;
             for t in (0..TOKENS).step_by(at_once) {
                 let (n, rows) = (at_once.min(TOKENS - t), self.rows().skip(t));
                 for data in panels.chunks(sharing * panel_bytes) {
-                    let out = &mut out[..data.len() / panel_bytes * n];
+                    let out = &mut out.0[..data.len() / panel_bytes * n];
                     self.kernels.linear_panels(self.format, &codebook, data, self.k, rows, n, out);
                     black_box(&out);
                     count += out.len() * PANEL_ROWS * self.k;

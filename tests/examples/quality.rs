@@ -14,7 +14,7 @@
 //! packs it here as well (with `--effort`), and compares both twice: by the weights alone, read back and run here as
 //! floats; and as each program computes, with its own 8-bit activations and a KV cache of f16 on both sides; and decodes with
 //! each of llama.cpp's files and the largest of ours that is no larger, by turns. A format
-//! is a preset or `auto=SIZE`. Bases are packed with balanced channels. `sentences` embeds 200 of them, from the assets' tests and the general text, with a
+//! is a preset, `auto=SIZE` or `auto=BITS`. Bases are packed with balanced channels. `sentences` embeds 200 of them, from the assets' tests and the general text, with a
 //! float pack and with quantized ones, and compares by cosine. `--dither` spreads every block weight by a seeded uniform ±½ step of its group of 32,
 //! the step taken as 1/15 of the group's range: for a base whose weights lie on a 4-bit grid, which would flatter
 //! 4-bit formats.
@@ -105,13 +105,20 @@ fn block_bits(desk: &Desk, file: &Path) -> Result<f64> {
     Ok(bytes * 8.0 / f64::max(weights, 1.0))
 }
 
-/// Options for a format: a preset's name, or `auto=SIZE`; with balanced channels where text is read.
-fn options(format: &str, effort: &str) -> Vec<String> {
+/// Options for a format: a preset's name, `auto=SIZE` in megabytes (`92M`), or `auto=BITS` a weight (`4.8`).
+fn quant(format: &str, effort: &str) -> Vec<String> {
     let mut out = match format.split_once('=') {
+        Some((auto, bits)) if bits.parse::<f64>().is_ok() => strings(&["--quant", auto, "--target-bpw", bits]),
         Some((auto, size)) => strings(&["--quant", auto, "--target-size", size]),
         None => strings(&["--quant", format]),
     };
     out.extend(strings(&["--effort", effort]));
+    out
+}
+
+/// Those of a base, with balanced channels where text is read.
+fn options(format: &str, effort: &str) -> Vec<String> {
+    let mut out = quant(format, effort);
     if effort != "fast" {
         out.extend(strings(&["--balance", "yes"]));
     }
@@ -369,7 +376,7 @@ fn divergence(float: &[f32], other: &[f32], rows: usize) -> Result<Value> {
         "top1": same as f64 / rows as f64}))
 }
 
-fn adapters(effort: &str, quant: &str, limit: usize, names: &[String]) -> Result<()> {
+fn adapters(effort: &str, format: &str, limit: usize, names: &[String]) -> Result<()> {
     println!(
         "| adapter | format | bits in blocks | task KL | top-1 | retention | projection | right, float | right, packed | CPU s |"
     );
@@ -377,7 +384,7 @@ fn adapters(effort: &str, quant: &str, limit: usize, names: &[String]) -> Result
     for asset in
         ASSETS.iter().filter(|a| a.verb != Verb::Embed && (names.is_empty() || names.iter().any(|n| n == a.name)))
     {
-        match row(asset, effort, quant, limit) {
+        match row(asset, effort, format, limit) {
             Ok(line) => println!("{line}"),
             Err(e) => println!("| {} | failed: {e:#} |", asset.name),
         }
@@ -385,7 +392,7 @@ fn adapters(effort: &str, quant: &str, limit: usize, names: &[String]) -> Result
     Ok(())
 }
 
-fn row(asset: &Asset, effort: &str, quant: &str, limit: usize) -> Result<String> {
+fn row(asset: &Asset, effort: &str, format: &str, limit: usize) -> Result<String> {
     let shared = data::shared().context("the assets are not here")?.join("assets");
     let folder = shared.join(asset.name);
     let base = match shared.join(asset.base).join("config.json").is_file() {
@@ -400,7 +407,7 @@ fn row(asset: &Asset, effort: &str, quant: &str, limit: usize) -> Result<String>
     let named = [adapter.clone(), labels(&folder)?].concat();
     pack(&desk, &base, &[named.clone(), strings(&["--quant", "f32"])].concat(), &float)?;
     let calib = folder.join("calib.txt").to_string_lossy().into_owned();
-    let options = [named, strings(&["--quant", quant, "--effort", effort, "--calib", &calib])].concat();
+    let options = [named, quant(format, effort), strings(&["--calib", &calib])].concat();
     let (_, cpu) = pack(&desk, &base, &options, &packed)?;
     let text = tests.to_string_lossy().into_owned();
     let n = verify(&desk, &packed, &base, &[adapter, strings(&["--text", &text])].concat())?;
@@ -409,7 +416,7 @@ fn row(asset: &Asset, effort: &str, quant: &str, limit: usize) -> Result<String>
         Ok(format!("{}/{}", a.right, a.count))
     };
     Ok(format!(
-        "| {} | {quant} | {:.2} | {} | {} | {} | {} | {} | {} | {cpu:.0} |",
+        "| {} | {format} | {:.2} | {} | {} | {} | {} | {} | {} | {cpu:.0} |",
         asset.name,
         block_bits(&desk, &packed)?,
         number(&n["kl_mean"], 5),

@@ -34,7 +34,7 @@ pub(crate) use isa::scalar::f16_to_f32;
 pub use isa::scalar::{f16_to_f32, f32_to_f16};
 pub use kv::{KV_ALIGN, KV_BLOCK, KvLayout, KvType, kv_head_bytes};
 pub use level::Level;
-pub use linear::{ActRows, MAX_SHARING_PANELS, MAX_TOKENS, dequant_row};
+pub use linear::{ActRows, MAX_SHARING_PANELS, MAX_TOKENS, Sums, dequant_row};
 #[cfg(feature = "pack")]
 pub use linear::{Multipliers, QuantizedRows, pack_float, pack_float_panel};
 pub use quantize_row::{QUANT_ROW_ALIGN, QuantRow, quant_row_bytes};

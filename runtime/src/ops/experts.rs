@@ -11,7 +11,7 @@ use super::low_rank::{LowRank, Site};
 use super::patches::Patches;
 use crate::format::record::{NONE, Operand, RowKind};
 use crate::format::view::{File, Tensor};
-use crate::kernels::{ActRows, Kernels, MAX_TOKENS};
+use crate::kernels::{ActRows, Kernels, MAX_TOKENS, Sums};
 use crate::program::op::{MAX_CHOSEN, Op};
 use crate::program::verify::linear_slots;
 use crate::session::arena::{ColsMut, Rows};
@@ -127,7 +127,7 @@ impl Job<'_, '_> {
     ) {
         let Some(Tensor::Panels { format, cols, data, .. }) = self.file.tensor(self.first + expert) else { return };
         let panel_bytes = format.panel_bytes(cols);
-        let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
+        let mut tile = Sums::<MAX_TOKENS>::ZEROS;
         for p in 0..out.width().div_ceil(PANEL_ROWS) {
             let index = out.first / PANEL_ROWS + p;
             let panel = &data[index * panel_bytes..][..panel_bytes];
@@ -135,7 +135,7 @@ impl Job<'_, '_> {
             while let Some(run) = Run::next(choices, expert, from) {
                 let rows = self.x.span(first + run.start, (run.count - 1) * run.step + 1);
                 let rows = ActRows::new(rows, self.x.stride() * run.step);
-                let tile = &mut tile[..run.count];
+                let tile = &mut tile.0[..run.count];
                 self.kernels.linear_panel(format, &self.file.header.codebook, panel, cols, rows, tile);
                 if let Some((update, values)) = update {
                     update.update(self.kernels, values, index..index + 1, first, tile);

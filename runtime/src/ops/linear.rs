@@ -10,7 +10,7 @@ use crate::format::record::{NONE, Operand};
 use crate::format::view::Tensor;
 use crate::kernels::Act;
 use crate::kernels::Kernels;
-use crate::kernels::{ActRows, MAX_SHARING_PANELS, MAX_TOKENS};
+use crate::kernels::{ActRows, MAX_SHARING_PANELS, MAX_TOKENS, Sums};
 use crate::session::arena::{ColsMut, Rows};
 use crate::session::workers::{Cuts, Workers};
 use crate::weights::{PANEL_ROWS, WeightFormat};
@@ -117,10 +117,10 @@ impl Job<'_, '_> {
         let panel_bytes = self.format.panel_bytes(self.cols);
         let row = out.rows.start;
         let x = ActRows::new(self.x.bytes(row), self.x.stride());
-        let mut tile = [[0.0_f32; PANEL_ROWS]; PANELS_AT_ONCE];
+        let mut tile = Sums::<PANELS_AT_ONCE>::ZEROS;
         let mut index = out.first / PANEL_ROWS;
         for out in out.row(row).chunks_mut(PANELS_AT_ONCE * PANEL_ROWS) {
-            let tile = &mut tile[..out.len().div_ceil(PANEL_ROWS)];
+            let tile = &mut tile.0[..out.len().div_ceil(PANEL_ROWS)];
             let data = &self.data[index * panel_bytes..][..tile.len() * panel_bytes];
             self.kernels.linear_panels(self.format, self.codebook, data, self.cols, x, 1, tile);
             if let Some((update, values)) = &self.update {
@@ -142,7 +142,7 @@ impl Job<'_, '_> {
         let panel_bytes = self.format.panel_bytes(self.cols);
         let panels = out.width().div_ceil(PANEL_ROWS);
         let rows = out.rows.clone();
-        let mut tile = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS * MAX_SHARING_PANELS];
+        let mut tile = Sums::<{ MAX_TOKENS * MAX_SHARING_PANELS }>::ZEROS;
         for block in rows.clone().step_by(TOKEN_BLOCK) {
             for p in (0..panels).step_by(self.kernels.sharing_panels()) {
                 let index = out.first / PANEL_ROWS + p;
@@ -151,7 +151,7 @@ impl Job<'_, '_> {
                 for first in (block..rows.end.min(block + TOKEN_BLOCK)).step_by(self.kernels.tokens_at_once()) {
                     let t = self.kernels.tokens_at_once().min(rows.end - first).min(block + TOKEN_BLOCK - first);
                     let x = ActRows::new(self.x.span(first, t), self.x.stride());
-                    let tile = &mut tile[..count * t];
+                    let tile = &mut tile.0[..count * t];
                     self.kernels.linear_panels(self.format, self.codebook, data, self.cols, x, t, tile);
                     if let Some((update, values)) = &self.update {
                         for (index, sums) in (index..).zip(tile.chunks_exact_mut(t)) {

@@ -15,7 +15,7 @@ use super::patches::Run;
 use crate::adapter::{MAX_ACTIVE, Patch};
 use crate::format::record::{NONE, Operand, RowKind};
 use crate::format::view::{File, Tensor, Thin};
-use crate::kernels::{ActRows, Kernels, MAX_TOKENS, QuantRow, quant_row_bytes};
+use crate::kernels::{ActRows, Kernels, MAX_TOKENS, QuantRow, Sums, quant_row_bytes};
 use crate::program::verify::{MAX_SLOTS, linear_slots};
 use crate::session::arena::Rows;
 use crate::session::workers::{Inline, Workers};
@@ -74,10 +74,10 @@ impl Term<'_> {
             if let Some(b) = &self.b {
                 for q in own.start / PANEL_ROWS..own.end.div_ceil(PANEL_ROWS) {
                     let x = ActRows::new(&values.span(rows.start, n)[t0 * 4..], values.stride());
-                    let mut tile = [[0.0; PANEL_ROWS]; MAX_TOKENS];
-                    kernels.add_thin_panels(b.format, b.panels(q..q + 1), t1 - t0, x, n, &mut tile[..n]);
+                    let mut tile = Sums::<MAX_TOKENS>::ZEROS;
+                    kernels.add_thin_panels(b.format, b.panels(q..q + 1), t1 - t0, x, n, &mut tile.0[..n]);
                     let part = own.start.max(q * PANEL_ROWS)..own.end.min((q + 1) * PANEL_ROWS);
-                    for (sums, update) in sums.iter_mut().zip(tile.iter()) {
+                    for (sums, update) in sums.iter_mut().zip(tile.0.iter()) {
                         let to = lanes.start + (part.start - own.start);
                         let from = part.start - q * PANEL_ROWS;
                         for i in 0..part.len() {
@@ -333,8 +333,8 @@ fn project(
     let quantized = !site.format.is_float();
     out.columns(at + panels.start * PANEL_ROWS, width).tiles(workers, rows, MAX_TOKENS, PANEL_ROWS, &|mut tile| {
         let (first, n, panel) = (tile.first_row, tile.rows(), panels.start + tile.first_block);
-        let mut sums = [[0.0_f32; PANEL_ROWS]; MAX_TOKENS];
-        let sums = &mut sums[..n];
+        let mut sums = Sums::<MAX_TOKENS>::ZEROS;
+        let sums = &mut sums.0[..n];
         let span = || ActRows::new(x.span(first, n), x.stride());
         match a {
             Tensor::Thin(a) if !quantized => {

@@ -40,6 +40,8 @@ struct Loop {
     asks: bool,
     /// It multiplies: what makes activations ready does not.
     multiplies: bool,
+    /// It multiplies codes.
+    dots: bool,
     /// Vector registers stored on the stack.
     spills: usize,
 }
@@ -129,10 +131,12 @@ fn instruction(line: &str) -> Option<Line<'_>> {
 fn judge(code: &[Line<'_>]) -> Entry {
     let read = |(from, to): (usize, usize)| {
         let body = &code[from..=to];
+        let has = |parts: &[&str]| body.iter().any(|(_, text)| parts.iter().any(|p| mnemonic(text).contains(p)));
         Loop {
             instructions: body.len(),
             asks: body.iter().any(|(_, text)| text.starts_with("prefetch") || text.starts_with("prfm")),
-            multiplies: body.iter().any(|(_, text)| ["mul", "fml", "dot"].iter().any(|m| mnemonic(text).contains(m))),
+            multiplies: has(&["mul", "fml", "dot"]),
+            dots: has(&["maddubs", "dpbus", "dot", "mmla", "smull", "smlal"]),
             spills: body.iter().filter(|(_, text)| is_spill(text)).count(),
         }
     };
@@ -179,11 +183,12 @@ fn is_spill(text: &str) -> bool {
     x86 || arm
 }
 
-/// Rows of 32 weights that a turn of the loop over tokens does, by level: those of a register; AMX adds up four groups.
+/// Rows of 32 weights that a turn of the loop over tokens does, by level: those of a register; AVX-512 has eight tokens in a turn,
+/// and AMX adds up four groups.
 fn rows_of_a_turn(level: &str) -> usize {
     match level {
         "avx2" | "avxvnni" => 8,
-        "avx512" => 16,
+        "avx512" => 8 * 16,
         "amx" => 4 * 16,
         _ => 4,
     }
@@ -199,7 +204,7 @@ fn table(entries: &Entries) -> String {
         let Some(format) = name.strip_prefix("linear_").filter(|f| !f.starts_with('f')) else { continue };
         // A panel has 16 rows.
         let most = |of: fn(&&Loop) -> bool| entry.loops.iter().filter(of).map(|l| l.instructions).max().unwrap_or(0);
-        let one = most(|l| l.asks) as f64 / 16.0;
+        let one = most(|l| l.asks && l.dots) as f64 / 16.0;
         let many = most(|l| !l.asks && l.multiplies) as f64 / rows_of_a_turn(level) as f64;
         text += &format!("| {level} | {format} | {one:.1} | {many:.1} |\n");
     }
@@ -214,6 +219,7 @@ mod tests {
 0000000000001000 <lora_runtime::kernels::table::avx2::linear_q4>:
     1000:\tpush   %rbp
     1004:\tprefetcht0 0xc00(%rdx)
+    1006:\tvpmaddubsw %ymm1,%ymm2,%ymm3
     1008:\tvmovdqu %ymm3,0x20(%rsp)
     100c:\tjne    1004 <lora_runtime::kernels::table::avx2::linear_q4+0x4>
     1010:\tmov    %rax,0x8(%rsp)
@@ -239,11 +245,12 @@ mod tests {
         let entries = parse(TEXT);
         assert_eq!(entries.len(), 2);
         let q4 = &entries[&("avx2".to_owned(), "linear_q4".to_owned())];
-        let seen = |instructions, asks, multiplies, spills| Loop { instructions, asks, multiplies, spills };
-        assert_eq!(*q4, Entry { calls: 1, loops: vec![seen(3, true, false, 1), seen(2, false, true, 0)] });
+        let seen = |instructions, spills| Loop { instructions, spills, ..Loop::default() };
+        let one = Loop { asks: true, dots: true, ..seen(4, 1) };
+        assert_eq!(*q4, Entry { calls: 1, loops: vec![one, Loop { multiplies: true, ..seen(2, 0) }] });
         assert_eq!(q4.spills("linear_q4"), 0);
         let scores = &entries[&("neon".to_owned(), "attend_scores".to_owned())];
-        assert_eq!(*scores, Entry { calls: 0, loops: vec![seen(3, false, false, 1), seen(1, false, false, 0)] });
+        assert_eq!(*scores, Entry { calls: 0, loops: vec![seen(3, 1), seen(1, 0)] });
         assert_eq!(scores.spills("attend_scores"), 1);
         assert!(table(&entries).contains("| avx2 | q4 | 0.2 | 0.2 |"));
     }

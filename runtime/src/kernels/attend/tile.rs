@@ -9,8 +9,13 @@ use crate::weights::LINE;
 /// Queries that go through the tiles together.
 pub const TILE: usize = 4;
 
-/// The part of a step that up to [`TILE`] queries see, and what the stages hand on.
+/// The part of a step that up to [`TILE`] queries see, and what the stages hand on. Scores come first, on a line's boundary, so
+/// that no register of them lies across two lines.
+#[repr(C)]
+#[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), repr(align(64)))]
 pub struct Tile {
+    /// Scores, then weights, of the step's positions.
+    pub(super) s: [[f32; STEP]; TILE],
     pub(super) kv: KvType,
     pub(super) layout: KvLayout,
     pub(super) head_dim_k: usize,
@@ -28,8 +33,6 @@ pub struct Tile {
     pub(super) place: [(usize, isize); TILE],
     q: [*const f32; TILE],
     out: [*mut f32; TILE],
-    /// Scores, then weights, of the step's positions.
-    pub(super) s: [[f32; STEP]; TILE],
     /// Factor of what `out` holds from the steps before.
     pub(super) factor: [f32; TILE],
 }

@@ -148,6 +148,14 @@ pub unsafe trait Isa: Copy + 'static {
     unsafe fn store_i8(self, p: *mut i8, v: Self::I);
 }
 
+/// What integer sums start from that become floats without a conversion. As a float's bits: 1.5·2²³, whose last bit counts 1, so
+/// that BIAS + d are the bits of 1.5·2²³ + d while |d| < 2²².
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
+pub const BIAS: i32 = 0x4b40_0000;
+
+/// Tokens of [`Bytes::dots_together`].
+pub const TOGETHER: usize = 8;
+
 /// The operations on bytes of a level that multiplies codes in vectors.
 ///
 /// # Safety
@@ -250,6 +258,44 @@ pub unsafe trait Bytes: Isa {
                 self.splat4(x.add(28)),
             ]
         }
+    }
+    /// Whether integer sums with integer multipliers should start from [`BIAS`], for [`Bytes::times`].
+    const FUSES: bool = false;
+    /// `f32(d)·m` where `sum = d + BIAS`, |d| < 2²², `m` is an integer up to 128 and `least = −m·f32(BIAS's bits)`: multiplied and
+    /// added in one. The product and the difference are exact before its one rounding, so it is the contract's f32(d)·m and no
+    /// fused arithmetic. Only a zero's sign is open, which sums that begin with +0 do not keep.
+    #[inline(always)]
+    fn times(self, sum: Self::I, m: Self::F, _least: Self::F) -> Self::F {
+        self.mul(self.to_f(self.sub_i(sum, self.splat_i(BIAS))), m)
+    }
+    /// Whether [`Bytes::dots_together`] is better than one token after the other: where registers are many and a dot product is
+    /// one instruction.
+    const SIDE_BY_SIDE: bool = false;
+    /// For each token `start + Σᵢ dot_u(w[i], x[i])`; codes that went through [`Bytes::prepare_s`] count as they are then.
+    ///
+    /// # Safety
+    /// For each token `t`, `x + t·stride` is valid for reading 32 bytes.
+    #[inline(always)]
+    unsafe fn dots_together(
+        self,
+        start: [Self::I; TOGETHER],
+        w: [Self::B; 8],
+        x: *const u8,
+        stride: usize,
+    ) -> [Self::I; TOGETHER] {
+        let mut sums = start;
+        let mut t = 0;
+        while t < TOGETHER {
+            // SAFETY: the caller vouches for the bytes.
+            let x = unsafe { self.lanes_of_group(x.add(t * stride).cast()) };
+            let mut j = 0;
+            while j < w.len() {
+                sums[t] = self.dot_u(sums[t], w[j], x[j]);
+                j += 1;
+            }
+            t += 1;
+        }
+        sums
     }
     /// Largest code up to which [`Bytes::pairs_from`] beats [`Bytes::dots_from`] of registers of four inputs (255 stands for
     /// signed codes): where broadcasts are instructions of their own, half of them are worth two shuffles.

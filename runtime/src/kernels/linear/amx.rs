@@ -7,8 +7,9 @@
 //! dot products   T rows × 16 × i32                   through memory into registers, a panel's rows side by side
 //! ```
 //! What a tile reads or writes is handed over through memory, and takes its time. So a panel is worked on in blocks of four
-//! groups and in three stages: while the codes of one block are unpacked, the block before it is multiplied, and the dot
-//! products of the one before that are scaled and added. The sums are integers: the bits are every other level's.
+//! groups and in three stages: while the codes of one block are unpacked, the block before it is multiplied by a tile of tokens,
+//! and the dot products of the tile before that are scaled and added. All tiles of a call share the unpacking. The sums are
+//! integers: the bits are every other level's.
 
 use core::arch::asm;
 use core::arch::x86_64::{__m512i, _mm512_set1_epi8, _mm512_sub_epi8};
@@ -42,38 +43,27 @@ impl IntPanel for Amx {
         }
         // SAFETY: passed on; the shapes are those of the tokens.
         unsafe {
-            // More tokens than a tile has rows go panel by panel and tile by tile.
-            let pieces = if a.tokens <= TILE_TOKENS { 1 } else { a.tokens.div_ceil(TILE_TOKENS) };
-            let mut piece = 0;
-            while piece < if pieces == 1 { 1 } else { a.panels * pieces } {
-                let a = if pieces == 1 { a } else { a.panel(piece / pieces).tile(piece % pieces) };
-                piece += 1;
-                if a.tokens < LEAST_TOKENS {
-                    self.int_panel::<C>(a);
-                    continue;
-                }
-                let shapes = Shapes::new(a.tokens as u8);
-                // Other libraries set the shapes once and count on them: they get theirs back. Without any, that frees the tiles.
-                let mut before = MaybeUninit::<Shapes>::uninit();
-                asm!(
-                    "sttilecfg [{0}]", "ldtilecfg [{1}]", in(reg) before.as_mut_ptr(), in(reg) &raw const shapes,
-                    options(nostack, preserves_flags)
-                );
-                panels::<C>(self, a);
-                asm!("ldtilecfg [{0}]", in(reg) before.as_ptr(), options(nostack, readonly, preserves_flags));
+            if a.tokens < LEAST_TOKENS {
+                self.int_panel::<C>(a);
+                return;
             }
+            let shapes = Shapes::new(tile_rows(a) as u8);
+            // Other libraries set the shapes once and count on them: they get theirs back. Without any, that frees the tiles.
+            let mut before = MaybeUninit::<Shapes>::uninit();
+            asm!(
+                "sttilecfg [{0}]", "ldtilecfg [{1}]", in(reg) before.as_mut_ptr(), in(reg) &raw const shapes,
+                options(nostack, preserves_flags)
+            );
+            panels::<C>(self, a);
+            asm!("ldtilecfg [{0}]", in(reg) before.as_ptr(), options(nostack, readonly, preserves_flags));
         }
     }
 }
 
-impl LinearArgs {
-    /// Tile number `i` of the tokens of one panel.
-    #[inline(always)]
-    fn tile(self, i: usize) -> Self {
-        let first = i * TILE_TOKENS;
-        let tokens = if self.tokens - first < TILE_TOKENS { self.tokens - first } else { TILE_TOKENS };
-        Self { x: self.x.wrapping_add(first * self.stride), out: self.out.wrapping_add(first), tokens, ..self }
-    }
+/// Tokens of each tile.
+#[inline(always)]
+fn tile_rows(a: LinearArgs) -> usize {
+    if a.tokens < TILE_TOKENS { a.tokens } else { TILE_TOKENS }
 }
 
 /// The operand of `ldtilecfg`: of two sets of tiles the shapes of dot products, activations and codes.
@@ -99,21 +89,32 @@ impl Shapes {
     }
 }
 
-/// A block of groups on its way.
+/// A block of groups, unpacked.
 #[repr(C, align(64))]
-struct Stage {
+struct Block {
     codes: [[[u8; LINE]; GROUP / 4]; BLOCK],
-    dots: [[[i32; PANEL_ROWS]; TILE_TOKENS]; BLOCK],
     multipliers: [[f32; PANEL_ROWS]; BLOCK],
     minima: [[f32; PANEL_ROWS]; BLOCK],
 }
 
-/// Where a stage is: a block of a panel.
+/// The dot products of a block and a tile of tokens.
+#[repr(C, align(64))]
+struct Dots([[[i32; PANEL_ROWS]; TILE_TOKENS]; BLOCK]);
+
+/// What is on its way: the blocks that are unpacked, multiplied and added, and two sets of dot products.
+struct Stages {
+    blocks: [Block; 3],
+    dots: [Dots; 2],
+}
+
+/// Where a stage is: a tile of tokens in a block of a panel.
 #[derive(Clone, Copy)]
 struct Cursor {
     panel: usize,
     /// The block's first group.
     g: usize,
+    /// The first token that no tile before had.
+    token: usize,
 }
 
 impl Cursor {
@@ -124,9 +125,32 @@ impl Cursor {
     }
     /// The block after it.
     #[inline(always)]
-    fn next(self, groups: usize) -> Self {
+    fn next_block(self, groups: usize) -> Self {
         let g = self.g + BLOCK;
-        if g < groups { Self { g, ..self } } else { Self { panel: self.panel + 1, g: 0 } }
+        if g < groups { Self { g, token: 0, ..self } } else { Self { panel: self.panel + 1, g: 0, token: 0 } }
+    }
+    /// The tile after it.
+    #[inline(always)]
+    fn next(self, groups: usize, tokens: usize) -> Self {
+        let token = self.token + TILE_TOKENS;
+        if token < tokens { Self { token, ..self } } else { self.next_block(groups) }
+    }
+    /// The first token that is multiplied: the last tile begins within the one before, so that all have one shape.
+    #[inline(always)]
+    fn first(self, a: LinearArgs) -> usize {
+        let last = a.tokens - tile_rows(a);
+        if self.token < last { self.token } else { last }
+    }
+    /// The tokens that are the tile's own, of a panel.
+    #[inline(always)]
+    fn tile(self, panel: LinearArgs) -> LinearArgs {
+        let left = panel.tokens - self.token;
+        LinearArgs {
+            x: panel.x.wrapping_add(self.token * panel.stride),
+            out: panel.out.wrapping_add(self.token),
+            tokens: if left < TILE_TOKENS { left } else { TILE_TOKENS },
+            ..panel
+        }
     }
 }
 
@@ -134,13 +158,29 @@ impl Cursor {
 /// As [`LinearArgs`] says; the panels are of `C`'s format; the tiles have the shapes of the tokens.
 #[inline(always)]
 unsafe fn panels<C: Codes>(isa: Amx, a: LinearArgs) {
-    let mut memory = [const { MaybeUninit::<Stage>::uninit() }; 3];
-    let first = opaque(memory.as_mut_ptr().cast::<Stage>());
-    let (mut unpacked, mut multiplied, mut added) = (first, first.wrapping_add(1), first.wrapping_add(2));
     let groups = a.k.div_ceil(GROUP);
-    let blocks = a.panels * groups.div_ceil(BLOCK);
-    let mut cursors = [Cursor { panel: 0, g: 0 }; 3];
-    // SAFETY: as the caller vouches; blocks lie within the panels and the rows; each block goes through the stages in order.
+    if groups == 0 {
+        // Without inputs there are no blocks, but zeros have signs.
+        a.each_panel(
+            #[inline(always)]
+            |a| {
+                // SAFETY: as the caller vouches; the caller knows that the format has row scales.
+                unsafe { scale(isa, a) }
+            },
+        );
+        return;
+    }
+    let mut memory = MaybeUninit::<Stages>::uninit();
+    let stages = opaque(memory.as_mut_ptr());
+    // SAFETY: places within the stages.
+    let (blocks, dots) =
+        unsafe { ((&raw mut (*stages).blocks).cast::<Block>(), (&raw mut (*stages).dots).cast::<Dots>()) };
+    let (mut current, mut next, mut spare) = (blocks, blocks.wrapping_add(1), blocks.wrapping_add(2));
+    let (mut fresh, mut done) = (dots, dots.wrapping_add(1));
+    let start = Cursor { panel: 0, g: 0, token: 0 };
+    // The block to unpack, the tile to multiply, and the one to add with its block.
+    let (mut unpacking, mut at, mut before, mut of_before) = (start, start, start, current);
+    // SAFETY: as the caller vouches; blocks lie within the panels, tiles within the rows; each goes through the stages in order.
     unsafe {
         let table = match C::FORMAT {
             WeightFormat::Q4 => minus(isa.table(a.codebook), C::OFFSET),
@@ -148,46 +188,49 @@ unsafe fn panels<C: Codes>(isa: Amx, a: LinearArgs) {
         };
         let mut turn = 0;
         // The stages run on from panel to panel.
-        while turn < blocks + 2 {
-            let [unpacking, multiplying, adding] = cursors;
-            if turn < blocks {
-                let end = unpacking.g + unpacking.count(groups);
+        loop {
+            if at.token == 0 && unpacking.panel < a.panels {
+                let to = if turn == 0 { current } else { next };
                 groups_of::<Amx, C>(
                     isa,
                     a.panel(unpacking.panel),
                     unpacking.g,
-                    end,
+                    unpacking.g + unpacking.count(groups),
                     #[inline(always)]
-                    |place| unpack::<C>(isa, table, place, unpacked, place.g - unpacking.g),
+                    |place| unpack::<C>(isa, table, place, to, place.g - unpacking.g),
                 );
-                cursors[0] = unpacking.next(groups);
+                unpacking = unpacking.next_block(groups);
             }
-            if turn >= 1 && turn <= blocks {
-                multiply(a.x.add(multiplying.g * GROUP), a.stride, multiplied, multiplying.count(groups));
-                cursors[1] = multiplying.next(groups);
+            if turn >= 1 && at.panel < a.panels {
+                let x = a.x.add(at.first(a) * a.stride + at.g * GROUP);
+                multiply(x, a.stride, current, fresh, at.count(groups));
             }
             if turn >= 2 {
-                let a = a.panel(adding.panel);
-                match adding.count(groups) {
-                    BLOCK => add::<C, BLOCK>(isa, a, adding.g, added),
-                    3 => add::<C, 3>(isa, a, adding.g, added),
-                    2 => add::<C, 2>(isa, a, adding.g, added),
-                    _ => add::<C, 1>(isa, a, adding.g, added),
+                let panel = a.panel(before.panel);
+                let (tile, dots) = (before.tile(panel), (*done).0.as_ptr().cast::<i32>());
+                let dots = dots.add((before.token - before.first(a)) * PANEL_ROWS);
+                match before.count(groups) {
+                    BLOCK => add::<C, BLOCK>(isa, tile, before.g, of_before, dots),
+                    3 => add::<C, 3>(isa, tile, before.g, of_before, dots),
+                    2 => add::<C, 2>(isa, tile, before.g, of_before, dots),
+                    _ => add::<C, 1>(isa, tile, before.g, of_before, dots),
                 }
-                cursors[2] = adding.next(groups);
-                if cursors[2].g == 0 && C::FORMAT.has_row_scale() {
-                    scale(isa, a);
+                if at.panel != before.panel && C::FORMAT.has_row_scale() {
+                    scale(isa, panel);
+                }
+                if at.panel == a.panels {
+                    return;
                 }
             }
-            (unpacked, multiplied, added) = (added, unpacked, multiplied);
+            if turn >= 1 {
+                (before, of_before) = (at, current);
+                (fresh, done) = (done, fresh);
+                at = at.next(groups, a.tokens);
+                if at.token == 0 {
+                    (current, next, spare) = (next, spare, current);
+                }
+            }
             turn += 1;
-        }
-        // Without inputs there are no blocks, but zeros have signs.
-        if groups == 0 && C::FORMAT.has_row_scale() {
-            a.each_panel(
-                #[inline(always)]
-                |a| scale(isa, a),
-            );
         }
     }
 }
@@ -215,20 +258,20 @@ unsafe fn scale(isa: Amx, a: LinearArgs) {
 /// # Safety
 /// `place` is a group of a panel of `C`'s format, `i` below [`BLOCK`].
 #[inline(always)]
-unsafe fn unpack<C: Codes>(isa: Amx, table: __m512i, place: Place, stage: *mut Stage, i: usize) {
+unsafe fn unpack<C: Codes>(isa: Amx, table: __m512i, place: Place, block: *mut Block, i: usize) {
     // SAFETY: as the caller vouches.
     unsafe {
         let strip = load_strip::<Amx, C>(isa, table, place, 0);
-        let codes = (&raw mut (*stage).codes).cast::<i32>().add(i * GROUP / 4 * PANEL_ROWS);
+        let codes = (&raw mut (*block).codes).cast::<i32>().add(i * GROUP / 4 * PANEL_ROWS);
         let w = signed::<C>(&strip, isa);
         let mut j = 0;
         while j < w.len() {
             isa.store_i(codes.add(j * PANEL_ROWS), w[j]);
             j += 1;
         }
-        isa.store((&raw mut (*stage).multipliers).cast::<f32>().add(i * PANEL_ROWS), strip.multipliers);
+        isa.store((&raw mut (*block).multipliers).cast::<f32>().add(i * PANEL_ROWS), strip.multipliers);
         if C::FORMAT.has_minimum() {
-            isa.store((&raw mut (*stage).minima).cast::<f32>().add(i * PANEL_ROWS), strip.minima);
+            isa.store((&raw mut (*block).minima).cast::<f32>().add(i * PANEL_ROWS), strip.minima);
         }
     }
 }
@@ -236,9 +279,9 @@ unsafe fn unpack<C: Codes>(isa: Amx, table: __m512i, place: Place, stage: *mut S
 /// Second stage: the dot products of `count` groups.
 ///
 /// # Safety
-/// Rows `x + t·stride` of the tokens have the groups, the stage has their codes, the tiles have their shapes.
+/// Rows `x + t·stride` of the tile's tokens have the groups, the block has their codes, the tiles have their shapes.
 #[inline(always)]
-unsafe fn multiply(x: *const u8, stride: usize, stage: *mut Stage, count: usize) {
+unsafe fn multiply(x: *const u8, stride: usize, block: *const Block, dots: *mut Dots, count: usize) {
     let mut i = 0;
     while i < count {
         macro_rules! multiply {
@@ -251,8 +294,8 @@ unsafe fn multiply(x: *const u8, stride: usize, stage: *mut Stage, count: usize)
                     concat!("tilestored [{dots} + {line}*1], ", $dots),
                     x = in(reg) x.wrapping_add(i * GROUP),
                     stride = in(reg) stride,
-                    w = in(reg) (&raw const (*stage).codes).cast::<u8>().wrapping_add(i * GROUP / 4 * LINE),
-                    dots = in(reg) (&raw mut (*stage).dots).cast::<u8>().wrapping_add(i * TILE_TOKENS * LINE),
+                    w = in(reg) (&raw const (*block).codes).cast::<u8>().wrapping_add(i * GROUP / 4 * LINE),
+                    dots = in(reg) dots.cast::<u8>().wrapping_add(i * TILE_TOKENS * LINE),
                     line = in(reg) LINE,
                     options(nostack, preserves_flags)
                 )
@@ -270,12 +313,12 @@ unsafe fn multiply(x: *const u8, stride: usize, stage: *mut Stage, count: usize)
     }
 }
 
-/// Third stage: adds the parts of a block's `N` groups, `g` and those after it, to the sums.
+/// Third stage: adds the parts of a block's `N` groups, `g` and those after it, to the sums of a tile's tokens.
 ///
 /// # Safety
-/// As [`LinearArgs`] says; the stage has the groups' dot products.
+/// As [`LinearArgs`] says; the block has the groups' multipliers, `dots` points to the first token's dot products.
 #[inline(always)]
-unsafe fn add<C: Codes, const N: usize>(isa: Amx, a: LinearArgs, g: usize, stage: *const Stage) {
+unsafe fn add<C: Codes, const N: usize>(isa: Amx, a: LinearArgs, g: usize, block: *const Block, mut dots: *const i32) {
     let groups = a.k.div_ceil(GROUP);
     // SAFETY: as the caller vouches; the scales and sums are where the layout of the row says.
     unsafe {
@@ -288,9 +331,8 @@ unsafe fn add<C: Codes, const N: usize>(isa: Amx, a: LinearArgs, g: usize, stage
             }
             of
         };
-        let multipliers = lines((&raw const (*stage).multipliers).cast());
-        let minima = if C::FORMAT.has_minimum() { lines((&raw const (*stage).minima).cast()) } else { multipliers };
-        let mut dots = (&raw const (*stage).dots).cast::<i32>();
+        let multipliers = lines((&raw const (*block).multipliers).cast());
+        let minima = if C::FORMAT.has_minimum() { lines((&raw const (*block).minima).cast()) } else { multipliers };
         let mut row = a.x.add(groups * GROUP + 4 * g);
         let mut out = a.out.cast::<f32>();
         let mut t = 0;

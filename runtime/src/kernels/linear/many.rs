@@ -16,14 +16,18 @@
 //!    computed once for all panels of a call, a register of groups at a time.
 //! 3. Of each row a register holds 4 inputs, or 8 and there are two, as one is loaded: what is better depends on the level and
 //!    the codes ([`Bytes::PAIRS_UP_TO`]).
+//! 4. In the chain of a token's dot product each instruction waits four or five cycles for the last. Levels with registers for it
+//!    let those of 8 tokens grow side by side ([`Bytes::dots_together`]); the others do what the processor finds to do meanwhile.
+//! 5. Where multipliers are whole numbers, dot products can start from [`BIAS`](crate::kernels::isa::BIAS), which saves the
+//!    conversion ([`Bytes::times`]).
 
 use core::mem::MaybeUninit;
 
-use crate::kernels::isa::Bytes;
+use crate::kernels::isa::{Bytes, TOGETHER};
 use crate::kernels::linear::codes::Codes;
 use crate::kernels::linear::groups::groups_of;
-use crate::kernels::linear::int::{Scales, Strip, each_strip, finish, load_strip, offset, splat_group};
-use crate::kernels::linear::{LinearArgs, MAX_TOKENS};
+use crate::kernels::linear::int::{Scales, Strip, each_strip, finish, from, load_strip, offset, splat_group};
+use crate::kernels::linear::{LinearArgs, MAX_TOKENS, Sums};
 use crate::weights::{BLOCK, GROUP, PANEL_ROWS};
 
 /// Groups of a run: a token's starts are then as far apart as its sums.
@@ -31,9 +35,7 @@ const RUN: usize = PANEL_ROWS;
 const _: () = assert!(RUN.is_multiple_of(BLOCK));
 
 /// What every token's sums are before the first group: so nobody has to write zeros.
-#[repr(align(64))]
-struct Zeros([f32; PANEL_ROWS]);
-static ZEROS: Zeros = Zeros([0.0; PANEL_ROWS]);
+static ZEROS: Sums<1> = Sums::ZEROS;
 
 /// Room for the starts of a run.
 type Starts = MaybeUninit<[[i32; RUN]; MAX_TOKENS]>;
@@ -133,7 +135,7 @@ fn started<I: Bytes, C: Codes>(isa: I, sums: I::I) -> I::I {
         128 => isa.shl_i::<7>(sums),
         _ => unreachable!("codes are raised by a power of two"),
     };
-    isa.sub_i(isa.splat_i(0), raised)
+    isa.sub_i(isa.splat_i(from::<I, C>()), raised)
 }
 
 /// A panel's part of a run: `starts` points to where group 0's would be.
@@ -166,7 +168,7 @@ unsafe fn run<I: Bytes, C: Codes>(
                         let w = strip.dealt(isa);
                         let out = a.out.cast::<f32>().add(s * I::L);
                         let (sums, step) =
-                            if place.g == 0 { (ZEROS.0.as_ptr(), 0) } else { (out.cast_const(), PANEL_ROWS) };
+                            if place.g == 0 { (ZEROS.0.as_ptr().cast(), 0) } else { (out.cast_const(), PANEL_ROWS) };
                         let mut at = At {
                             codes: a.x.add(place.g * GROUP),
                             scale: a.x.add(groups * GROUP + place.g * 4),
@@ -175,9 +177,14 @@ unsafe fn run<I: Bytes, C: Codes>(
                             out,
                         };
                         let mut t = 0;
+                        while I::SIDE_BY_SIDE && t + TOGETHER <= a.tokens {
+                            together::<I, C>(isa, &strip, w, at, (a.stride, step));
+                            at = at.skip(TOGETHER, a.stride, step);
+                            t += TOGETHER;
+                        }
                         while t < a.tokens {
                             token::<I, C>(isa, &strip, w, at);
-                            at = at.next(a.stride, step);
+                            at = at.skip(1, a.stride, step);
                             t += 1;
                         }
                     }
@@ -200,15 +207,41 @@ struct At {
 }
 
 impl At {
-    /// The next token's; its sum so far is `step` floats further.
+    /// Those `n` tokens on; the sums so far are `step` floats apart.
     #[inline(always)]
-    fn next(self, stride: usize, step: usize) -> Self {
+    fn skip(self, n: usize, stride: usize, step: usize) -> Self {
         Self {
-            codes: self.codes.wrapping_add(stride),
-            scale: self.scale.wrapping_add(stride),
-            start: self.start.wrapping_add(RUN),
-            sums: self.sums.wrapping_add(step),
-            out: self.out.wrapping_add(PANEL_ROWS),
+            codes: self.codes.wrapping_add(n * stride),
+            scale: self.scale.wrapping_add(n * stride),
+            start: self.start.wrapping_add(n * RUN),
+            sums: self.sums.wrapping_add(n * step),
+            out: self.out.wrapping_add(n * PANEL_ROWS),
+        }
+    }
+}
+
+/// The parts of [`TOGETHER`] tokens, whose dot products grow side by side: in the chain of one, each instruction waits for the
+/// last, four or five cycles.
+///
+/// # Safety
+/// All that `at` and the tokens after it name is there.
+#[inline(always)]
+unsafe fn together<I: Bytes, C: Codes>(isa: I, strip: &Strip<I>, w: [I::B; 8], at: At, (stride, step): (usize, usize)) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let mut dots = [isa.splat_i(0); TOGETHER];
+        if offset::<I, C>() != 0 {
+            let mut t = 0;
+            while t < TOGETHER {
+                dots[t] = isa.splat_i(*at.start.add(t * RUN));
+                t += 1;
+            }
+        }
+        let dots = isa.dots_together(dots, w, at.codes, stride);
+        let mut t = 0;
+        while t < TOGETHER {
+            add::<I, C>(isa, strip, dots[t], at.skip(t, stride, step));
+            t += 1;
         }
     }
 }
@@ -230,6 +263,18 @@ unsafe fn token<I: Bytes, C: Codes>(isa: I, strip: &Strip<I>, w: [I::B; 8], at: 
             let x = isa.lanes_of_group(at.codes.cast());
             if signed { isa.dots_s_from(start, w, x) } else { isa.dots_from(start, C::MAX, w, x) }
         };
+        add::<I, C>(isa, strip, dot, at);
+    }
+}
+
+/// Adds a token's dot products, scaled, to its sums.
+///
+/// # Safety
+/// All that `at` names is there.
+#[inline(always)]
+unsafe fn add<I: Bytes, C: Codes>(isa: I, strip: &Strip<I>, dot: I::I, at: At) {
+    // SAFETY: as the caller vouches.
+    unsafe {
         let scales = Scales {
             x: isa.splat(at.scale.cast::<f32>().read_unaligned()),
             sum: isa.splat(if C::FORMAT.has_minimum() { *at.start.cast::<f32>() } else { 0.0 }),

@@ -80,6 +80,16 @@ pub const MAX_SHARING_PANELS: usize = if cfg!(target_arch = "x86_64") {
     1
 };
 
+/// Room for the sums of `N` rows of a panel. Registers hold 4, 8 or 16 of them: on the boundary of a line none lies across two,
+/// whose loads and stores would take twice the time.
+#[cfg_attr(any(target_arch = "x86_64", target_arch = "aarch64"), repr(align(64)))]
+pub struct Sums<const N: usize>(pub [[f32; PANEL_ROWS]; N]);
+
+impl<const N: usize> Sums<N> {
+    /// Zeros.
+    pub const ZEROS: Self = Self([[0.0; PANEL_ROWS]; N]);
+}
+
 /// Rows of activations: quantized rows for quantized weights, f32 rows (little-endian, as on every supported CPU)
 /// for float weights.
 #[derive(Clone, Copy, Debug)]
@@ -327,8 +337,8 @@ impl Kernels {
     #[must_use]
     pub fn tokens_at_once(&self) -> usize {
         match self.level() {
-            Level::Scalar | Level::Amx => 16,
-            Level::Sse41 | Level::Avx2 | Level::AvxVnni | Level::Avx512 => 32,
+            Level::Scalar => 16,
+            Level::Sse41 | Level::Avx2 | Level::AvxVnni | Level::Avx512 | Level::Amx => 32,
             _ => MAX_TOKENS,
         }
     }

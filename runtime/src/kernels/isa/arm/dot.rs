@@ -318,9 +318,8 @@ fn opaque(mut x: int8x16_t) -> int8x16_t {
     x
 }
 
-/// [`Dot::BIAS`] of `sdot` and `smmla`. As a float's bits: 1.5·2^23, whose last bit counts 1, so that BIAS + d are the bits
-/// of 1.5·2^23 + d.
-pub(super) const BIAS: i32 = 0x4b40_0000;
+/// [`Dot::BIAS`] of `sdot` and `smmla`.
+pub(super) use crate::kernels::isa::BIAS;
 
 /// `v`, of which the compiler knows no more than that: it would make a constant anew in every round of a loop, or load a
 /// value that also others want before each use.

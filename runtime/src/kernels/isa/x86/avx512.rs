@@ -1,9 +1,10 @@
 //! 512-bit registers.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 use super::{NEAREST, max_of_four, sum_of_four, sum_of_four_i};
-use crate::kernels::isa::{Bytes, Isa};
+use crate::kernels::isa::{Bytes, Isa, TOGETHER};
 
 /// Proof of AVX-512 F, BW, DQ, VL and VNNI, and with `TILES` of AMX's tiles for bytes.
 #[derive(Clone, Copy, Debug)]
@@ -178,6 +179,8 @@ unsafe impl<const TILES: bool> Isa for Zmm<TILES> {
 unsafe impl<const TILES: bool> Bytes for Zmm<TILES> {
     type B = __m512i;
     const SIGNED_OFFSET: i32 = 128;
+    const FUSES: bool = true;
+    const SIDE_BY_SIDE: bool = true;
 
     #[inline(always)]
     unsafe fn load_b(self, p: *const u8) -> Self::B {
@@ -239,6 +242,21 @@ unsafe impl<const TILES: bool> Bytes for Zmm<TILES> {
         self.add_i(first, second)
     }
     #[inline(always)]
+    fn times(self, sum: Self::I, m: Self::F, least: Self::F) -> Self::F {
+        op!(_mm512_fmadd_ps(_mm512_castsi512_ps(sum), m, least))
+    }
+    #[inline(always)]
+    unsafe fn dots_together(
+        self,
+        start: [Self::I; TOGETHER],
+        w: [Self::B; 8],
+        x: *const u8,
+        stride: usize,
+    ) -> [Self::I; TOGETHER] {
+        // SAFETY: the caller vouches for the bytes; the level has the instructions.
+        unsafe { dots_together(start, w, x, stride) }
+    }
+    #[inline(always)]
     fn dot_s(self, acc: Self::I, w: Self::B, x: Self::B) -> Self::I {
         // There is no 512-bit sign instruction: negate x where w is negative, and use |w|, unsigned.
         op!({
@@ -271,4 +289,46 @@ unsafe impl<const TILES: bool> Bytes for Zmm<TILES> {
     unsafe fn splat4(self, p: *const i8) -> Self::B {
         op!(_mm512_set1_epi32(p.cast::<i32>().read_unaligned()))
     }
+}
+
+/// [`Bytes::dots_together`], instruction by instruction: the compiler would put the chains one after the other again.
+///
+/// # Safety
+/// As there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dots_together(
+    start: [__m512i; TOGETHER],
+    w: [__m512i; 8],
+    x: *const u8,
+    stride: usize,
+) -> [__m512i; TOGETHER] {
+    let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = start;
+    macro_rules! inputs {
+        ($($w:literal $at:literal)*) => {
+            concat!($(
+                "vpdpbusd {a}, {", $w, "}, dword ptr [{x} + ", $at, "]{{1to16}}\n",
+                "vpdpbusd {b}, {", $w, "}, dword ptr [{x} + {s} + ", $at, "]{{1to16}}\n",
+                "vpdpbusd {c}, {", $w, "}, dword ptr [{x} + 2*{s} + ", $at, "]{{1to16}}\n",
+                "vpdpbusd {d}, {", $w, "}, dword ptr [{y} + ", $at, "]{{1to16}}\n",
+                "vpdpbusd {e}, {", $w, "}, dword ptr [{x} + 4*{s} + ", $at, "]{{1to16}}\n",
+                "vpdpbusd {f}, {", $w, "}, dword ptr [{y} + 2*{s} + ", $at, "]{{1to16}}\n",
+                "vpdpbusd {g}, {", $w, "}, dword ptr [{z} + ", $at, "]{{1to16}}\n",
+                "vpdpbusd {h}, {", $w, "}, dword ptr [{y} + 4*{s} + ", $at, "]{{1to16}}\n",
+            )*)
+        };
+    }
+    // SAFETY: the caller vouches for the bytes.
+    unsafe {
+        asm!(
+            inputs!("w0" 0 "w1" 4 "w2" 8 "w3" 12 "w4" 16 "w5" 20 "w6" 24 "w7" 28),
+            x = in(reg) x, y = in(reg) x.wrapping_add(3 * stride), z = in(reg) x.wrapping_add(6 * stride), s = in(reg) stride,
+            w0 = in(zmm_reg) w[0], w1 = in(zmm_reg) w[1], w2 = in(zmm_reg) w[2], w3 = in(zmm_reg) w[3],
+            w4 = in(zmm_reg) w[4], w5 = in(zmm_reg) w[5], w6 = in(zmm_reg) w[6], w7 = in(zmm_reg) w[7],
+            a = inout(zmm_reg) a, b = inout(zmm_reg) b, c = inout(zmm_reg) c, d = inout(zmm_reg) d,
+            e = inout(zmm_reg) e, f = inout(zmm_reg) f, g = inout(zmm_reg) g, h = inout(zmm_reg) h,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    [a, b, c, d, e, f, g, h]
 }
