@@ -66,7 +66,7 @@ fn tile_rows(a: LinearArgs) -> usize {
     if a.tokens < TILE_TOKENS { a.tokens } else { TILE_TOKENS }
 }
 
-/// The operand of `ldtilecfg`: of two sets of tiles the shapes of dot products, activations and codes.
+/// The operand of `ldtilecfg`: the shapes of four tiles of dot products, two of activations and two of codes.
 #[repr(C, align(64))]
 struct Shapes {
     palette: u8,
@@ -79,10 +79,13 @@ struct Shapes {
 impl Shapes {
     fn new(tokens: u8) -> Self {
         let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
-        let set = [(tokens, LINE as u16), (tokens, GROUP as u16), ((GROUP / 4) as u8, LINE as u16)];
         let mut i = 0;
-        while i < 2 * set.len() {
-            (rows[i], row_bytes[i]) = set[i % set.len()];
+        while i < 8 {
+            (rows[i], row_bytes[i]) = match i {
+                0..4 => (tokens, LINE as u16),
+                4 | 5 => (tokens, GROUP as u16),
+                _ => ((GROUP / 4) as u8, LINE as u16),
+            };
             i += 1;
         }
         Self { palette: 1, first_row: 0, reserved: [0; 14], row_bytes, rows }
@@ -282,34 +285,54 @@ unsafe fn unpack<C: Codes>(isa: Amx, table: __m512i, place: Place, block: *mut B
 /// Rows `x + t·stride` of the tile's tokens have the groups, the block has their codes, the tiles have their shapes.
 #[inline(always)]
 unsafe fn multiply(x: *const u8, stride: usize, block: *const Block, dots: *mut Dots, count: usize) {
-    let mut i = 0;
-    while i < count {
-        macro_rules! multiply {
-            ($dots:literal, $x:literal, $w:literal) => {
-                asm!(
-                    concat!("tilezero ", $dots),
-                    concat!("tileloadd ", $x, ", [{x} + {stride}*1]"),
-                    concat!("tileloadd ", $w, ", [{w} + {line}*1]"),
-                    concat!("tdpbssd ", $dots, ", ", $x, ", ", $w),
-                    concat!("tilestored [{dots} + {line}*1], ", $dots),
-                    x = in(reg) x.wrapping_add(i * GROUP),
-                    stride = in(reg) stride,
-                    w = in(reg) (&raw const (*block).codes).cast::<u8>().wrapping_add(i * GROUP / 4 * LINE),
-                    dots = in(reg) dots.cast::<u8>().wrapping_add(i * TILE_TOKENS * LINE),
-                    line = in(reg) LINE,
-                    options(nostack, preserves_flags)
-                )
-            };
+    macro_rules! multiply {
+        ($i:literal, $dots:literal, $x:literal, $w:literal) => {
+            asm!(
+                concat!("tilezero ", $dots),
+                concat!("tileloadd ", $x, ", [{x} + {stride}*1]"),
+                concat!("tileloadd ", $w, ", [{w} + {line}*1]"),
+                concat!("tdpbssd ", $dots, ", ", $x, ", ", $w),
+                x = in(reg) x.wrapping_add($i * GROUP),
+                stride = in(reg) stride,
+                w = in(reg) (&raw const (*block).codes).cast::<u8>().wrapping_add($i * GROUP / 4 * LINE),
+                line = in(reg) LINE,
+                options(nostack, readonly, preserves_flags)
+            )
+        };
+    }
+    macro_rules! store {
+        ($i:literal, $dots:literal) => {
+            asm!(
+                concat!("tilestored [{dots} + {line}*1], ", $dots),
+                dots = in(reg) dots.cast::<u8>().wrapping_add($i * TILE_TOKENS * LINE),
+                line = in(reg) LINE,
+                options(nostack, preserves_flags)
+            )
+        };
+    }
+    // SAFETY: as the caller vouches. No other code uses tiles.
+    unsafe {
+        // Products take their time: none is stored before all have begun.
+        multiply!(0, "tmm0", "tmm4", "tmm6");
+        if count > 1 {
+            multiply!(1, "tmm1", "tmm5", "tmm7");
         }
-        // SAFETY: as the caller vouches. No other code uses tiles.
-        unsafe {
-            if i.is_multiple_of(2) {
-                multiply!("tmm0", "tmm1", "tmm2");
-            } else {
-                multiply!("tmm3", "tmm4", "tmm5");
-            }
+        if count > 2 {
+            multiply!(2, "tmm2", "tmm4", "tmm6");
         }
-        i += 1;
+        if count > 3 {
+            multiply!(3, "tmm3", "tmm5", "tmm7");
+        }
+        store!(0, "tmm0");
+        if count > 1 {
+            store!(1, "tmm1");
+        }
+        if count > 2 {
+            store!(2, "tmm2");
+        }
+        if count > 3 {
+            store!(3, "tmm3");
+        }
     }
 }
 
