@@ -6,17 +6,18 @@
 //! codes          8 rows × 16 × 4 bytes, signed       row j: inputs 4j…4j+3 of each of the panel's rows
 //! dot products   T rows × 16 × i32                   through memory into registers, a panel's rows side by side
 //! ```
-//! What a tile reads or writes is handed over through memory, and takes its time. So a panel is worked on in blocks of four
-//! groups and in three stages: while the codes of one block are unpacked, the block before it is multiplied by a tile of tokens,
-//! and the dot products of the tile before that are scaled and added. All tiles of a call share the unpacking. The sums are
-//! integers: the bits are every other level's.
+//! What a tile reads or writes is handed over through memory, and takes its time; and where many instructions wait, none behind
+//! them can begin. So a panel is worked on in blocks of four groups and in four stages: while the codes of one block are unpacked,
+//! the block before it is multiplied by a tile of tokens, the dot products of the tile before that are stored, and those of
+//! the one before are scaled and added, a quarter of each at a time. All tiles of a call share the unpacking. The sums
+//! are integers: the bits are every other level's.
 
 use core::arch::asm;
 use core::arch::x86_64::{__m512i, _mm512_set1_epi8, _mm512_sub_epi8};
 use core::mem::MaybeUninit;
 
 use super::codes::Codes;
-use super::groups::{Place, groups_of};
+use super::groups::groups_of;
 use super::int::{self, Strip, load_strip};
 use super::{IntPanel, LinearArgs};
 use crate::kernels::isa::x86::Amx;
@@ -104,9 +105,9 @@ struct Block {
 #[repr(C, align(64))]
 struct Dots([[[i32; PANEL_ROWS]; TILE_TOKENS]; BLOCK]);
 
-/// What is on its way: the blocks that are unpacked, multiplied and added, and two sets of dot products.
+/// What is on its way: the blocks that are unpacked, multiplied, stored and added, and two sets of dot products.
 struct Stages {
-    blocks: [Block; 3],
+    blocks: [Block; 4],
     dots: [Dots; 2],
 }
 
@@ -144,17 +145,31 @@ impl Cursor {
         let last = a.tokens - tile_rows(a);
         if self.token < last { self.token } else { last }
     }
-    /// The tokens that are the tile's own, of a panel.
+    /// A quarter of the tokens that are the tile's own, and where their dot products are.
     #[inline(always)]
-    fn tile(self, panel: LinearArgs) -> LinearArgs {
-        let left = panel.tokens - self.token;
-        LinearArgs {
-            x: panel.x.wrapping_add(self.token * panel.stride),
-            out: panel.out.wrapping_add(self.token),
-            tokens: if left < TILE_TOKENS { left } else { TILE_TOKENS },
+    fn quarter(self, i: usize, a: LinearArgs, dots: *const Dots) -> (LinearArgs, *const i32) {
+        let left = a.tokens - self.token;
+        let own = if left < TILE_TOKENS { left } else { TILE_TOKENS };
+        let (from, to) = (self.token + own * i / 4, self.token + own * (i + 1) / 4);
+        let panel = a.panel(self.panel);
+        let quarter = LinearArgs {
+            x: panel.x.wrapping_add(from * panel.stride),
+            out: panel.out.wrapping_add(from),
+            tokens: to - from,
             ..panel
-        }
+        };
+        (quarter, dots.cast::<i32>().wrapping_add((from - self.first(a)) * PANEL_ROWS))
     }
+}
+
+/// A tile of tokens on its way.
+#[derive(Clone, Copy)]
+struct Step {
+    at: Cursor,
+    /// Its block, unpacked.
+    block: *mut Block,
+    /// Groups of the block; none where there is no tile.
+    count: usize,
 }
 
 /// # Safety
@@ -178,62 +193,66 @@ unsafe fn panels<C: Codes>(isa: Amx, a: LinearArgs) {
     // SAFETY: places within the stages.
     let (blocks, dots) =
         unsafe { ((&raw mut (*stages).blocks).cast::<Block>(), (&raw mut (*stages).dots).cast::<Dots>()) };
-    let (mut current, mut next, mut spare) = (blocks, blocks.wrapping_add(1), blocks.wrapping_add(2));
     let (mut fresh, mut done) = (dots, dots.wrapping_add(1));
+    let mut ring = [blocks, blocks.wrapping_add(1), blocks.wrapping_add(2), blocks.wrapping_add(3)];
     let start = Cursor { panel: 0, g: 0, token: 0 };
-    // The block to unpack, the tile to multiply, and the one to add with its block.
-    let (mut unpacking, mut at, mut before, mut of_before) = (start, start, start, current);
     // SAFETY: as the caller vouches; blocks lie within the panels, tiles within the rows; each goes through the stages in order.
     unsafe {
         let table = match C::FORMAT {
             WeightFormat::Q4 => minus(isa.table(a.codebook), C::OFFSET),
             _ => isa.table(a.codebook),
         };
-        let mut turn = 0;
+        unpack::<C>(isa, table, a, start, ring[0]);
+        let (mut at, mut unpacking) = (start, start.next_block(groups));
+        // The tile whose products the registers hold, and the one whose products are stored.
+        let mut held = Step { at, block: ring[0], count: 0 };
+        let mut stored = held;
         // The stages run on from panel to panel.
         loop {
+            let multiplies = at.panel < a.panels;
             if at.token == 0 && unpacking.panel < a.panels {
-                let to = if turn == 0 { current } else { next };
-                groups_of::<Amx, C>(
-                    isa,
-                    a.panel(unpacking.panel),
-                    unpacking.g,
-                    unpacking.g + unpacking.count(groups),
-                    #[inline(always)]
-                    |place| unpack::<C>(isa, table, place, to, place.g - unpacking.g),
-                );
+                unpack::<C>(isa, table, a, unpacking, ring[1]);
                 unpacking = unpacking.next_block(groups);
             }
-            if turn >= 1 && at.panel < a.panels {
-                let x = a.x.add(at.first(a) * a.stride + at.g * GROUP);
-                multiply(x, a.stride, current, fresh, at.count(groups));
+            let now = Step { at, block: ring[0], count: if multiplies { at.count(groups) } else { 0 } };
+            let x = a.x.wrapping_add(at.first(a) * a.stride + at.g * GROUP);
+            macro_rules! quarter {
+                ($i:literal) => {
+                    if $i < held.count {
+                        store::<$i>(fresh);
+                    }
+                    if $i < now.count {
+                        multiply::<$i>(x, a.stride, now.block);
+                    }
+                    let (quarter, dots) = stored.at.quarter($i, a, done);
+                    match stored.count {
+                        BLOCK => add::<C, BLOCK>(isa, quarter, stored.at.g, stored.block, dots),
+                        3 => add::<C, 3>(isa, quarter, stored.at.g, stored.block, dots),
+                        2 => add::<C, 2>(isa, quarter, stored.at.g, stored.block, dots),
+                        1 => add::<C, 1>(isa, quarter, stored.at.g, stored.block, dots),
+                        _ => {}
+                    }
+                };
             }
-            if turn >= 2 {
-                let panel = a.panel(before.panel);
-                let (tile, dots) = (before.tile(panel), (*done).0.as_ptr().cast::<i32>());
-                let dots = dots.add((before.token - before.first(a)) * PANEL_ROWS);
-                match before.count(groups) {
-                    BLOCK => add::<C, BLOCK>(isa, tile, before.g, of_before, dots),
-                    3 => add::<C, 3>(isa, tile, before.g, of_before, dots),
-                    2 => add::<C, 2>(isa, tile, before.g, of_before, dots),
-                    _ => add::<C, 1>(isa, tile, before.g, of_before, dots),
-                }
-                if at.panel != before.panel && C::FORMAT.has_row_scale() {
-                    scale(isa, panel);
-                }
-                if at.panel == a.panels {
-                    return;
-                }
+            quarter!(0);
+            quarter!(1);
+            quarter!(2);
+            quarter!(3);
+            let ends = stored.at.next(groups, a.tokens).panel != stored.at.panel;
+            if C::FORMAT.has_row_scale() && stored.count > 0 && ends {
+                scale(isa, a.panel(stored.at.panel));
             }
-            if turn >= 1 {
-                (before, of_before) = (at, current);
-                (fresh, done) = (done, fresh);
+            (stored, held) = (held, now);
+            (fresh, done) = (done, fresh);
+            if stored.count == 0 && held.count == 0 {
+                return;
+            }
+            if multiplies {
                 at = at.next(groups, a.tokens);
                 if at.token == 0 {
-                    (current, next, spare) = (next, spare, current);
+                    ring = [ring[1], ring[2], ring[3], ring[0]];
                 }
             }
-            turn += 1;
         }
     }
 }
@@ -256,55 +275,82 @@ unsafe fn scale(isa: Amx, a: LinearArgs) {
     }
 }
 
-/// First stage: codes and multipliers of a group.
+/// First stage: codes and multipliers of a block.
 ///
 /// # Safety
-/// `place` is a group of a panel of `C`'s format, `i` below [`BLOCK`].
+/// The block is one of a panel of `C`'s format.
 #[inline(always)]
-unsafe fn unpack<C: Codes>(isa: Amx, table: __m512i, place: Place, block: *mut Block, i: usize) {
-    // SAFETY: as the caller vouches.
-    unsafe {
-        let strip = load_strip::<Amx, C>(isa, table, place, 0);
-        let codes = (&raw mut (*block).codes).cast::<i32>().add(i * GROUP / 4 * PANEL_ROWS);
-        let w = signed::<C>(&strip, isa);
-        let mut j = 0;
-        while j < w.len() {
-            isa.store_i(codes.add(j * PANEL_ROWS), w[j]);
-            j += 1;
-        }
-        isa.store((&raw mut (*block).multipliers).cast::<f32>().add(i * PANEL_ROWS), strip.multipliers);
-        if C::FORMAT.has_minimum() {
-            isa.store((&raw mut (*block).minima).cast::<f32>().add(i * PANEL_ROWS), strip.minima);
-        }
-    }
+unsafe fn unpack<C: Codes>(isa: Amx, table: __m512i, a: LinearArgs, at: Cursor, block: *mut Block) {
+    groups_of::<Amx, C>(
+        isa,
+        a.panel(at.panel),
+        at.g,
+        at.g + at.count(a.k.div_ceil(GROUP)),
+        #[inline(always)]
+        |place| {
+            let i = place.g - at.g;
+            // SAFETY: the group is one of the panel's, `i` below BLOCK.
+            unsafe {
+                let strip = load_strip::<Amx, C>(isa, table, place, 0);
+                let codes = (&raw mut (*block).codes).cast::<i32>().add(i * GROUP / 4 * PANEL_ROWS);
+                let w = signed::<C>(&strip, isa);
+                let mut j = 0;
+                while j < w.len() {
+                    isa.store_i(codes.add(j * PANEL_ROWS), w[j]);
+                    j += 1;
+                }
+                isa.store((&raw mut (*block).multipliers).cast::<f32>().add(i * PANEL_ROWS), strip.multipliers);
+                if C::FORMAT.has_minimum() {
+                    isa.store((&raw mut (*block).minima).cast::<f32>().add(i * PANEL_ROWS), strip.minima);
+                }
+            }
+        },
+    );
 }
 
-/// Second stage: the dot products of `count` groups.
+/// Second stage: the products of group `I` of a block and a tile, into one of four registers.
 ///
 /// # Safety
-/// Rows `x + t·stride` of the tile's tokens have the groups, the block has their codes, the tiles have their shapes.
+/// Rows `x + t·stride` of the tile's tokens have the block's groups, the block has their codes, the tiles have their shapes.
 #[inline(always)]
-unsafe fn multiply(x: *const u8, stride: usize, block: *const Block, dots: *mut Dots, count: usize) {
+unsafe fn multiply<const I: usize>(x: *const u8, stride: usize, block: *const Block) {
     macro_rules! multiply {
-        ($i:literal, $dots:literal, $x:literal, $w:literal) => {
+        ($dots:literal, $x:literal, $w:literal) => {
             asm!(
                 concat!("tilezero ", $dots),
                 concat!("tileloadd ", $x, ", [{x} + {stride}*1]"),
                 concat!("tileloadd ", $w, ", [{w} + {line}*1]"),
                 concat!("tdpbssd ", $dots, ", ", $x, ", ", $w),
-                x = in(reg) x.wrapping_add($i * GROUP),
+                x = in(reg) x.wrapping_add(I * GROUP),
                 stride = in(reg) stride,
-                w = in(reg) (&raw const (*block).codes).cast::<u8>().wrapping_add($i * GROUP / 4 * LINE),
+                w = in(reg) (&raw const (*block).codes).cast::<u8>().wrapping_add(I * GROUP / 4 * LINE),
                 line = in(reg) LINE,
                 options(nostack, readonly, preserves_flags)
             )
         };
     }
+    // SAFETY: as the caller vouches. No other code uses tiles.
+    unsafe {
+        match I {
+            0 => multiply!("tmm0", "tmm4", "tmm6"),
+            1 => multiply!("tmm1", "tmm5", "tmm7"),
+            2 => multiply!("tmm2", "tmm4", "tmm6"),
+            _ => multiply!("tmm3", "tmm5", "tmm7"),
+        }
+    }
+}
+
+/// Third stage: stores what [`multiply`] computed.
+///
+/// # Safety
+/// `dots` is valid for writing, the tiles have their shapes.
+#[inline(always)]
+unsafe fn store<const I: usize>(dots: *mut Dots) {
     macro_rules! store {
-        ($i:literal, $dots:literal) => {
+        ($dots:literal) => {
             asm!(
                 concat!("tilestored [{dots} + {line}*1], ", $dots),
-                dots = in(reg) dots.cast::<u8>().wrapping_add($i * TILE_TOKENS * LINE),
+                dots = in(reg) dots.cast::<u8>().wrapping_add(I * TILE_TOKENS * LINE),
                 line = in(reg) LINE,
                 options(nostack, preserves_flags)
             )
@@ -312,31 +358,16 @@ unsafe fn multiply(x: *const u8, stride: usize, block: *const Block, dots: *mut 
     }
     // SAFETY: as the caller vouches. No other code uses tiles.
     unsafe {
-        // Products take their time: none is stored before all have begun.
-        multiply!(0, "tmm0", "tmm4", "tmm6");
-        if count > 1 {
-            multiply!(1, "tmm1", "tmm5", "tmm7");
-        }
-        if count > 2 {
-            multiply!(2, "tmm2", "tmm4", "tmm6");
-        }
-        if count > 3 {
-            multiply!(3, "tmm3", "tmm5", "tmm7");
-        }
-        store!(0, "tmm0");
-        if count > 1 {
-            store!(1, "tmm1");
-        }
-        if count > 2 {
-            store!(2, "tmm2");
-        }
-        if count > 3 {
-            store!(3, "tmm3");
+        match I {
+            0 => store!("tmm0"),
+            1 => store!("tmm1"),
+            2 => store!("tmm2"),
+            _ => store!("tmm3"),
         }
     }
 }
 
-/// Third stage: adds the parts of a block's `N` groups, `g` and those after it, to the sums of a tile's tokens.
+/// Fourth stage: adds the parts of a block's `N` groups, `g` and those after it, to the sums of some of a tile's tokens.
 ///
 /// # Safety
 /// As [`LinearArgs`] says; the block has the groups' multipliers, `dots` points to the first token's dot products.

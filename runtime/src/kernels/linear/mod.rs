@@ -338,7 +338,7 @@ impl Kernels {
     pub fn tokens_at_once(&self) -> usize {
         match self.level() {
             Level::Scalar => 16,
-            Level::Sse41 | Level::Avx2 | Level::AvxVnni | Level::Avx512 | Level::Amx => 32,
+            Level::Sse41 | Level::Avx2 | Level::AvxVnni | Level::Avx512 => 32,
             _ => MAX_TOKENS,
         }
     }
