@@ -43,6 +43,10 @@ pub unsafe trait Isa: Copy + 'static {
     fn prefetch(self, _p: *const u8) {}
     /// How far before its use a line of weights is asked for, in bytes. Measured with small pages: flat from 1.5 to 6 KiB.
     const AHEAD: usize = 3072;
+    /// Asks for the line at `p` to come into the second-level cache, as [`Isa::prefetch`] does into the first. A core waits for few
+    /// lines of the first at a time, and for several times as many of the second.
+    #[inline(always)]
+    fn prefetch_far(self, _p: *const u8) {}
     /// All lanes `v`.
     fn splat(self, v: f32) -> Self::F;
     /// Loads `L` floats (unaligned).

@@ -31,6 +31,10 @@ unsafe impl<const TILES: bool> Isa for Zmm<TILES> {
         op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
     #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        op!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
+    #[inline(always)]
     fn splat(self, v: f32) -> Self::F {
         op!(_mm512_set1_ps(v))
     }
