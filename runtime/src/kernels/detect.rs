@@ -39,8 +39,8 @@ fn arch_levels() -> u16 {
     if has(one.ecx, &[9, 19]) {
         levels |= Level::Sse41.bit();
     }
-    // OSXSAVE, AVX, F16C; then the operating system must save the wide registers (XCR0).
-    if max_leaf < 7 || !has(one.ecx, &[27, 28, 29]) {
+    // FMA, OSXSAVE, AVX, F16C; then the operating system must save the wide registers (XCR0).
+    if max_leaf < 7 || !has(one.ecx, &[12, 27, 28, 29]) {
         return levels;
     }
     // SAFETY: OSXSAVE says that the instruction exists and is enabled.

@@ -10,7 +10,7 @@ pub enum Level {
     Scalar = 0,
     /// x86-64 with SSSE3 and SSE4.1.
     Sse41 = 1,
-    /// x86-64 with AVX2 and F16C.
+    /// x86-64 with AVX2, F16C and FMA.
     Avx2 = 2,
     /// AVX2 and the 256-bit dot product.
     AvxVnni = 3,
@@ -126,7 +126,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn detection_agrees_with_the_standard_library() {
         use std::arch::is_x86_feature_detected as has;
-        let avx2 = has!("avx2") && has!("f16c");
+        let avx2 = has!("avx2") && has!("f16c") && has!("fma");
         assert_eq!(Level::Sse41.is_supported(), has!("ssse3") && has!("sse4.1"));
         assert_eq!(Level::Avx2.is_supported(), avx2);
         assert_eq!(Level::AvxVnni.is_supported(), avx2 && has!("avxvnni"));

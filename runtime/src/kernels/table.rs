@@ -98,11 +98,11 @@ tables! {
         { #[cfg(target_arch = "x86_64")]
           sse41 #[target_feature(enable = "sse4.1,ssse3")] Sse41, x86::Sse41, sse41_floats }
         { #[cfg(target_arch = "x86_64")]
-          avx2 #[target_feature(enable = "avx2,f16c")] Avx2, x86::Avx2, avx2_floats }
+          avx2 #[target_feature(enable = "avx2,f16c,fma")] Avx2, x86::Avx2, avx2_floats }
         { #[cfg(target_arch = "x86_64")]
-          avxvnni #[target_feature(enable = "avx2,f16c,avxvnni")] AvxVnni, x86::AvxVnni, avx2_floats }
+          avxvnni #[target_feature(enable = "avx2,f16c,fma,avxvnni")] AvxVnni, x86::AvxVnni, avx2_floats }
         { #[cfg(all(test, target_arch = "x86_64"))]
-          avx512vl #[target_feature(enable = "avx2,f16c,avx512f,avx512vl,avx512vnni")]
+          avx512vl #[target_feature(enable = "avx2,f16c,fma,avx512f,avx512vl,avx512vnni")]
           Avx512, x86::Avx512Vl, avx2_floats }
         { #[cfg(target_arch = "x86_64")]
           avx512 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -126,7 +126,7 @@ tables! {
           one_lane_floats #[inline(never)] scalar::Lanes<1, scalar::Plain> }
         { scalar_floats #[inline(never)] scalar::Scalar }
         { #[cfg(target_arch = "x86_64")] sse41_floats #[target_feature(enable = "sse4.1,ssse3")] x86::Sse41 }
-        { #[cfg(target_arch = "x86_64")] avx2_floats #[target_feature(enable = "avx2,f16c")] x86::Avx2 }
+        { #[cfg(target_arch = "x86_64")] avx2_floats #[target_feature(enable = "avx2,f16c,fma")] x86::Avx2 }
         { #[cfg(target_arch = "x86_64")]
           avx512_floats #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")] x86::Avx512 }
         { #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]

@@ -14,7 +14,7 @@
 //! 1. Codes are unsigned, so that the unsigned × signed dot instructions take them; Σx takes the offset out again.
 //! 2. Formats with a minimum add `f32(Σx) · (m · xscale)`; Σx comes with the activations.
 
-use crate::kernels::isa::{BIAS, Bytes, strip};
+use crate::kernels::isa::{Bytes, strip};
 use crate::kernels::linear::codes::Codes;
 use crate::kernels::linear::groups::{Place, each_group};
 use crate::kernels::linear::{LinearArgs, many};
@@ -46,19 +46,6 @@ pub(super) const fn offset<I: Bytes, C: Codes>() -> i32 {
     if C::FORMAT.code_bits() == 8 { I::SIGNED_OFFSET } else { C::OFFSET }
 }
 
-/// Whether dot products start from [`BIAS`].
-#[inline(always)]
-pub(super) const fn fuses<I: Bytes, C: Codes>() -> bool {
-    // Multipliers of a byte are whole; the largest sum is far below 2²².
-    I::FUSES && C::FORMAT.multiplier_bytes() == 1 && GROUP as i32 * C::MAX * 127 < 1 << 22
-}
-
-/// What dot products start from.
-#[inline(always)]
-pub(super) const fn from<I: Bytes, C: Codes>() -> i32 {
-    if fuses::<I, C>() { BIAS } else { 0 }
-}
-
 /// Dot product with four parts of the activations, two lanes per row.
 #[inline(always)]
 fn dots<I: Bytes, C: Codes>(isa: I, w: [I::B; 4], x: [I::B; 4]) -> I::I {
@@ -84,7 +71,6 @@ pub(super) struct Strip<I: Bytes> {
     pub(super) a: [I::B; 4],
     pub(super) b: [I::B; 4],
     pub(super) multipliers: I::F,
-    /// Of formats with a minimum; where dot products [start](from) from [`BIAS`], what takes it out again.
     pub(super) minima: I::F,
 }
 
@@ -113,16 +99,11 @@ pub(super) unsafe fn load_strip<I: Bytes, C: Codes>(isa: I, table: I::B, place: 
     let multipliers = place.multipliers.wrapping_add(s * I::L * scale_bytes);
     // SAFETY: the strip's registers lie within the group's lines, its multipliers within the group's.
     unsafe {
-        let (scales, multipliers) = (multipliers, C::multipliers(isa, multipliers));
         Strip {
             a: C::unpack(isa, table, place.codes.add(a), planes.wrapping_add(plane_a), half_a),
             b: C::unpack(isa, table, place.codes.add(b), planes.wrapping_add(plane_b), half_b),
-            multipliers,
-            minima: if fuses::<I, C>() {
-                isa.mul(multipliers, isa.splat(-f32::from_bits(BIAS as u32)))
-            } else {
-                C::minima(isa, scales)
-            },
+            multipliers: C::multipliers(isa, multipliers),
+            minima: C::minima(isa, multipliers),
         }
     }
 }
@@ -153,7 +134,7 @@ unsafe fn load_group<I: Bytes, C: Codes>(isa: I, row: *const u8, groups: usize, 
     unsafe {
         let codes = row.add(g * GROUP).cast::<i8>();
         let scales = load_scales::<I, C>(isa, row, groups, g);
-        let offset = isa.splat_i(sum_of(row, groups, g).wrapping_mul(offset::<I, C>()).wrapping_sub(from::<I, C>()));
+        let offset = isa.splat_i(sum_of(row, groups, g).wrapping_mul(offset::<I, C>()));
         Group { x: splat_group(isa, codes), offset, scales }
     }
 }
@@ -201,9 +182,6 @@ fn contribution<I: Bytes, C: Codes>(isa: I, w: &Strip<I>, x: &Group<I>) -> I::F 
 /// From the dot product to the contribution.
 #[inline(always)]
 pub(super) fn finish<I: Bytes, C: Codes>(isa: I, dot: I::I, multipliers: I::F, minima: I::F, x: Scales<I>) -> I::F {
-    if fuses::<I, C>() {
-        return isa.mul(isa.times(dot, multipliers, minima), x.x);
-    }
     let p = C::scaled(isa, isa.to_f(dot), multipliers, x.x);
     if C::FORMAT.has_minimum() { isa.add(p, isa.mul(x.sum, isa.mul(minima, x.x))) } else { p }
 }

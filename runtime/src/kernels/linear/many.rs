@@ -18,21 +18,27 @@
 //!    the codes ([`Bytes::PAIRS_UP_TO`]).
 //! 4. In the chain of a token's dot product each instruction waits four or five cycles for the last. Levels with registers for it
 //!    let those of 8 tokens grow side by side ([`Bytes::dots_together`]); the others do what the processor finds to do meanwhile.
-//! 5. Where multipliers are whole numbers, dot products can start from [`BIAS`](crate::kernels::isa::BIAS), which saves the
+//! 5. Where multipliers are whole numbers, dot products can start from [`BIAS`], which saves the
 //!    conversion ([`Bytes::times`]).
 
 use core::mem::MaybeUninit;
 
-use crate::kernels::isa::{Bytes, TOGETHER};
+use crate::kernels::isa::{BIAS, Bytes, TOGETHER};
 use crate::kernels::linear::codes::Codes;
 use crate::kernels::linear::groups::groups_of;
-use crate::kernels::linear::int::{Scales, Strip, each_strip, finish, from, load_strip, offset, splat_group};
+use crate::kernels::linear::int::{Scales, Strip, each_strip, finish, load_strip, offset, splat_group};
 use crate::kernels::linear::{LinearArgs, MAX_TOKENS, Sums};
 use crate::weights::{BLOCK, GROUP, PANEL_ROWS};
 
 /// Groups of a run: a token's starts are then as far apart as its sums.
 const RUN: usize = PANEL_ROWS;
 const _: () = assert!(RUN.is_multiple_of(BLOCK));
+
+/// Whether dot products start from [`BIAS`].
+const fn fuses<I: Bytes, C: Codes>() -> bool {
+    // Multipliers of a byte are whole numbers; the largest sum is far below 2²².
+    I::FUSES && C::FORMAT.multiplier_bytes() == 1 && GROUP as i32 * C::MAX * 127 < 1 << 22
+}
 
 /// What every token's sums are before the first group: so nobody has to write zeros.
 static ZEROS: Sums<1> = Sums::ZEROS;
@@ -135,7 +141,7 @@ fn started<I: Bytes, C: Codes>(isa: I, sums: I::I) -> I::I {
         128 => isa.shl_i::<7>(sums),
         _ => unreachable!("codes are raised by a power of two"),
     };
-    isa.sub_i(isa.splat_i(from::<I, C>()), raised)
+    isa.sub_i(isa.splat_i(if fuses::<I, C>() { BIAS } else { 0 }), raised)
 }
 
 /// A panel's part of a run: `starts` points to where group 0's would be.
@@ -164,7 +170,11 @@ unsafe fn run<I: Bytes, C: Codes>(
                     // SAFETY: the group is one of the panel's and of each row's, strips are those of the level, t is
                     // below the number of tokens.
                     unsafe {
-                        let strip = load_strip::<I, C>(isa, table, place, s);
+                        let mut strip = load_strip::<I, C>(isa, table, place, s);
+                        if fuses::<I, C>() {
+                            // Formats with whole multipliers have no minima.
+                            strip.minima = isa.mul(strip.multipliers, isa.splat(-f32::from_bits(BIAS as u32)));
+                        }
                         let w = strip.dealt(isa);
                         let out = a.out.cast::<f32>().add(s * I::L);
                         let (sums, step) =
@@ -275,11 +285,13 @@ unsafe fn token<I: Bytes, C: Codes>(isa: I, strip: &Strip<I>, w: [I::B; 8], at: 
 unsafe fn add<I: Bytes, C: Codes>(isa: I, strip: &Strip<I>, dot: I::I, at: At) {
     // SAFETY: as the caller vouches.
     unsafe {
-        let scales = Scales {
-            x: isa.splat(at.scale.cast::<f32>().read_unaligned()),
-            sum: isa.splat(if C::FORMAT.has_minimum() { *at.start.cast::<f32>() } else { 0.0 }),
+        let x = isa.splat(at.scale.cast::<f32>().read_unaligned());
+        let scales = Scales { x, sum: isa.splat(if C::FORMAT.has_minimum() { *at.start.cast::<f32>() } else { 0.0 }) };
+        let p = if fuses::<I, C>() {
+            isa.mul(isa.times(dot, strip.multipliers, strip.minima), x)
+        } else {
+            finish::<I, C>(isa, dot, strip.multipliers, strip.minima, scales)
         };
-        let p = finish::<I, C>(isa, dot, strip.multipliers, strip.minima, scales);
         isa.store(at.out, isa.add(isa.load(at.sums), p));
     }
 }

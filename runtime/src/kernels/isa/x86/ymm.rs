@@ -115,13 +115,13 @@ dpbusd!(
     "The same in AVX-512-VL's encoding, so that CPUs without AVX-VNNI test that path."
 );
 
-/// Proof of AVX2, F16C and `D`'s instructions.
+/// Proof of AVX2, F16C, FMA and `D`'s instructions.
 #[derive(Clone, Copy, Debug)]
 pub struct Ymm<D>(PhantomData<D>);
 
-/// Proof of AVX2 and F16C.
+/// Proof of AVX2, F16C and FMA.
 pub type Avx2 = Ymm<Maddubs>;
-/// Proof of AVX2, F16C and AVX-VNNI.
+/// Proof of AVX2, F16C, FMA and AVX-VNNI.
 pub type AvxVnni = Ymm<VnniVex>;
 /// AVX-VNNI's twin in AVX-512-VL's encoding.
 #[cfg(test)]
@@ -291,7 +291,12 @@ unsafe impl<D: Dot> Bytes for Ymm<D> {
     type B = __m256i;
     const SIGNED_OFFSET: i32 = D::SIGNED_OFFSET;
     const PAIRS_UP_TO: i32 = D::PAIRS_UP_TO;
+    const FUSES: bool = true;
 
+    #[inline(always)]
+    fn times(self, sum: Self::I, m: Self::F, least: Self::F) -> Self::F {
+        op!(_mm256_fmadd_ps(_mm256_castsi256_ps(sum), m, least))
+    }
     #[inline(always)]
     unsafe fn load_b(self, p: *const u8) -> Self::B {
         op!(_mm256_loadu_si256(p.cast()))
