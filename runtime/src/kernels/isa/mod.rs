@@ -154,7 +154,6 @@ pub unsafe trait Isa: Copy + 'static {
 
 /// What integer sums start from that become floats without a conversion. As a float's bits: 1.5·2²³, whose last bit counts 1, so
 /// that BIAS + d are the bits of 1.5·2²³ + d while |d| < 2²².
-#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
 pub const BIAS: i32 = 0x4b40_0000;
 
 /// Tokens of [`Bytes::dots_together`].
