@@ -22,6 +22,11 @@ peer() {
 bench() { echo "$work/$1/$host/release/lora-bench"; }
 peer avx2 x86-64-v3
 peer avx512 icelake-server
+also=(--also "avx2=$(bench avx2)")
+if grep -qw avx_vnni /proc/cpuinfo; then
+    peer avxvnni alderlake
+    also+=(--also "avxvnni=$(bench avxvnni)")
+fi
 cargo build --release -p lora-pack -p lora-run
 pack=${CARGO_TARGET_DIR:-target}/release/lora-pack run=${CARGO_TARGET_DIR:-target}/release/lora-run
 
@@ -49,5 +54,5 @@ if [[ ${PYTHON:-} ]]; then
     done >"$work/encoders.md"
     encoders=(--encoders "$work/encoders.md")
 fi
-${RUN:-} "$(bench avx512)" report "${pairs[@]}" --also "avx2=$(bench avx2)" "${encoders[@]}" --threads 1,2 --rounds "$rounds" --generate 24 \
+${RUN:-} "$(bench avx512)" report "${pairs[@]}" "${also[@]}" "${encoders[@]}" --threads 1,2 --rounds "$rounds" --generate 24 \
     -o docs/performance.md ${note:+--note "$note"}
