@@ -43,15 +43,15 @@ cargo run --release -p conformance --example merge_speed -- "$work/billion" none
 pair smollm2-135m 4 --base "$bases/smollm2-135m-instruct"
 pair smollm2-135m 8 --base "$bases/smollm2-135m-instruct"
 pair synthetic-1.2b 4 --base "$work/billion/base" --no-tokenizer
-"$pack" merge --base "$bases/minilm-l6" --quant q8 -o "$work/minilm-q8.lpk"
+for format in q8 q8r; do "$pack" merge --base "$bases/minilm-l6" --quant $format -o "$work/minilm-$format.lpk"; done
 
 encoders=()
 if [[ ${PYTHON:-} ]]; then
-    for isa in avx2 avx512; do
-        echo "Our kernels $isa; ONNX Runtime takes the best that the CPU has:"; echo
-        ${RUN:-} "$PYTHON" tests/onnx/beside.py "$bases/minilm-l6" "$work/minilm-q8.lpk" --run "$run" --isa $isa --rounds "$rounds" | sed '/^fused/d; s/^[0-9]* tokens: .*/&\n/'
+    for isa in avx2 avx512; do for format in q8 q8r; do
+        echo "Our kernels $isa, \`$format\`; ONNX Runtime, a scale per channel, takes the best that the CPU has:"; echo
+        ${RUN:-} "$PYTHON" tests/onnx/beside.py "$bases/minilm-l6" "$work/minilm-$format.lpk" --run "$run" --isa $isa --rounds "$rounds" | sed '/^fused/d; s/^[0-9]* tokens: .*/&\n/'
         echo
-    done >"$work/encoders.md"
+    done; done >"$work/encoders.md"
     encoders=(--encoders "$work/encoders.md")
 fi
 ${RUN:-} "$(bench avx512)" report "${pairs[@]}" "${also[@]}" "${encoders[@]}" --threads 1,2 --rounds "$rounds" --generate 24 \
