@@ -235,60 +235,36 @@ impl IntPanel for Dsp {
 }
 
 /// Levels with the general body.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128")))]
 mod general {
     use super::{Codes, IntPanel, LinearArgs, int};
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    use crate::kernels::isa::wasm::Simd128;
+    #[cfg(target_arch = "x86_64")]
     use crate::kernels::isa::x86::{Avx512, Dot, Sse41, Ymm};
 
-    impl IntPanel for Sse41 {
-        #[inline(always)]
-        unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
-            // SAFETY: passed on.
-            unsafe { int::panels::<Self, C>(self, a) }
-        }
-        #[inline(always)]
-        unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
-            // SAFETY: passed on.
-            unsafe { int::panels::<Self, C>(self, a) }
-        }
+    macro_rules! general {
+        ($(#[$when:meta] $({$($of:tt)+})? $level:ty),+ $(,)?) => {$(
+            #[$when]
+            impl$(<$($of)+>)? IntPanel for $level {
+                #[inline(always)]
+                unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
+                    // SAFETY: passed on.
+                    unsafe { int::panels::<Self, C>(self, a) }
+                }
+                #[inline(always)]
+                unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
+                    // SAFETY: passed on.
+                    unsafe { int::panels::<Self, C>(self, a) }
+                }
+            }
+        )+};
     }
-    impl<D: Dot> IntPanel for Ymm<D> {
-        #[inline(always)]
-        unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
-            // SAFETY: passed on.
-            unsafe { int::panels::<Self, C>(self, a) }
-        }
-        #[inline(always)]
-        unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
-            // SAFETY: passed on.
-            unsafe { int::panels::<Self, C>(self, a) }
-        }
-    }
-    impl IntPanel for Avx512 {
-        #[inline(always)]
-        unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
-            // SAFETY: passed on.
-            unsafe { int::panels::<Self, C>(self, a) }
-        }
-        #[inline(always)]
-        unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
-            // SAFETY: passed on.
-            unsafe { int::panels::<Self, C>(self, a) }
-        }
-    }
-}
-
-#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-impl IntPanel for crate::kernels::isa::wasm::Simd128 {
-    #[inline(always)]
-    unsafe fn int_panel<C: Codes>(self, a: LinearArgs) {
-        // SAFETY: passed on.
-        unsafe { int::panels::<Self, C>(self, a) }
-    }
-    #[inline(always)]
-    unsafe fn int_panels<C: Codes>(self, a: LinearArgs) {
-        // SAFETY: passed on.
-        unsafe { int::panels::<Self, C>(self, a) }
+    general! {
+        #[cfg(target_arch = "x86_64")] Sse41,
+        #[cfg(target_arch = "x86_64")] {D: Dot} Ymm<D>,
+        #[cfg(target_arch = "x86_64")] Avx512,
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))] Simd128,
     }
 }
 
