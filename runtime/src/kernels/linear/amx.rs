@@ -7,27 +7,33 @@
 //! dot products   T rows × 16 × i32                   through memory into registers, a panel's rows side by side
 //! ```
 //! What a tile reads or writes is handed over through memory, and takes its time; and where many instructions wait, none behind
-//! them can begin. So a panel is worked on in blocks of four groups and in four stages: while the codes of one block are unpacked,
-//! the block before it is multiplied by a tile of tokens, the dot products of the tile before that are stored, and those of
-//! the one before are scaled and added, a quarter of each at a time. All tiles of a call share the unpacking. The sums
-//! are integers: the bits are every other level's.
+//! them can begin. So the work goes by blocks, two groups of two panels each, and in four stages: while the codes of one block
+//! are unpacked, the block before it is multiplied by a tile of tokens, the dot products of the tile before that are stored, and
+//! those of the one before are scaled and added, a quarter of each at a time. The two panels share the loads of activations and
+//! their scales, all tiles of a call the unpacking. The sums are integers: the bits are every other level's.
 
 use core::arch::asm;
 use core::arch::x86_64::{__m512i, _mm512_set1_epi8, _mm512_sub_epi8};
 use core::mem::MaybeUninit;
 
 use super::codes::Codes;
-use super::groups::groups_of;
+use super::groups::group;
 use super::int::{self, Strip, load_strip};
 use super::{IntPanel, LinearArgs};
 use crate::kernels::isa::x86::Amx;
 use crate::kernels::isa::{Bytes, Isa};
-use crate::weights::{BLOCK, GROUP, LINE, PANEL_ROWS, WeightFormat};
+use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
 
 /// Most tokens of a tile.
 const TILE_TOKENS: usize = 16;
 /// Tokens from which on tiles pay.
 const LEAST_TOKENS: usize = 10;
+/// Panels of a block.
+const PAIR: usize = 2;
+/// Groups of a block.
+const SPAN: usize = 2;
+/// Quarters of a block: number `i` is group `i / PAIR` of panel `i % PAIR`.
+const QUARTERS: usize = SPAN * PAIR;
 
 impl IntPanel for Amx {
     #[inline(always)]
@@ -93,17 +99,17 @@ impl Shapes {
     }
 }
 
-/// A block of groups, unpacked.
+/// A block, unpacked.
 #[repr(C, align(64))]
 struct Block {
-    codes: [[[u8; LINE]; GROUP / 4]; BLOCK],
-    multipliers: [[f32; PANEL_ROWS]; BLOCK],
-    minima: [[f32; PANEL_ROWS]; BLOCK],
+    codes: [[[u8; LINE]; GROUP / 4]; QUARTERS],
+    multipliers: [[f32; PANEL_ROWS]; QUARTERS],
+    minima: [[f32; PANEL_ROWS]; QUARTERS],
 }
 
 /// The dot products of a block and a tile of tokens.
 #[repr(C, align(64))]
-struct Dots([[[i32; PANEL_ROWS]; TILE_TOKENS]; BLOCK]);
+struct Dots([[[i32; PANEL_ROWS]; TILE_TOKENS]; QUARTERS]);
 
 /// What is on its way: the blocks that are unpacked, multiplied, stored and added, and two sets of dot products.
 struct Stages {
@@ -111,9 +117,10 @@ struct Stages {
     dots: [Dots; 2],
 }
 
-/// Where a stage is: a tile of tokens in a block of a panel.
+/// Where a stage is: a tile of tokens in a block.
 #[derive(Clone, Copy)]
 struct Cursor {
+    /// The block's first panel.
     panel: usize,
     /// The block's first group.
     g: usize,
@@ -122,43 +129,38 @@ struct Cursor {
 }
 
 impl Cursor {
-    /// The block's groups, of `groups` of the panel.
+    const START: Self = Self { panel: 0, g: 0, token: 0 };
+
+    /// The block's groups and panels; none of them behind the end.
     #[inline(always)]
-    fn count(self, groups: usize) -> usize {
-        if groups - self.g < BLOCK { groups - self.g } else { BLOCK }
+    fn extent(self, a: LinearArgs) -> (usize, usize) {
+        if self.panel >= a.panels {
+            return (0, 0);
+        }
+        let least = |a, b| if a < b { a } else { b };
+        (least(a.k.div_ceil(GROUP) - self.g, SPAN), least(a.panels - self.panel, PAIR))
     }
     /// The block after it.
     #[inline(always)]
-    fn next_block(self, groups: usize) -> Self {
-        let g = self.g + BLOCK;
-        if g < groups { Self { g, token: 0, ..self } } else { Self { panel: self.panel + 1, g: 0, token: 0 } }
+    fn next_block(self, a: LinearArgs) -> Self {
+        let g = self.g + SPAN;
+        if g < a.k.div_ceil(GROUP) {
+            Self { g, token: 0, ..self }
+        } else {
+            Self { panel: self.panel + PAIR, g: 0, token: 0 }
+        }
     }
     /// The tile after it.
     #[inline(always)]
-    fn next(self, groups: usize, tokens: usize) -> Self {
+    fn next(self, a: LinearArgs) -> Self {
         let token = self.token + TILE_TOKENS;
-        if token < tokens { Self { token, ..self } } else { self.next_block(groups) }
+        if token < a.tokens { Self { token, ..self } } else { self.next_block(a) }
     }
     /// The first token that is multiplied: the last tile begins within the one before, so that all have one shape.
     #[inline(always)]
     fn first(self, a: LinearArgs) -> usize {
         let last = a.tokens - tile_rows(a);
         if self.token < last { self.token } else { last }
-    }
-    /// A quarter of the tokens that are the tile's own, and where their dot products are.
-    #[inline(always)]
-    fn quarter(self, i: usize, a: LinearArgs, dots: *const Dots) -> (LinearArgs, *const i32) {
-        let left = a.tokens - self.token;
-        let own = if left < TILE_TOKENS { left } else { TILE_TOKENS };
-        let (from, to) = (self.token + own * i / 4, self.token + own * (i + 1) / 4);
-        let panel = a.panel(self.panel);
-        let quarter = LinearArgs {
-            x: panel.x.wrapping_add(from * panel.stride),
-            out: panel.out.wrapping_add(from),
-            tokens: to - from,
-            ..panel
-        };
-        (quarter, dots.cast::<i32>().wrapping_add((from - self.first(a)) * PANEL_ROWS))
     }
 }
 
@@ -168,16 +170,47 @@ struct Step {
     at: Cursor,
     /// Its block, unpacked.
     block: *mut Block,
-    /// Groups of the block; none where there is no tile.
-    count: usize,
+    /// Groups and panels of the block; none where there is no tile.
+    groups: usize,
+    panels: usize,
+}
+
+impl Step {
+    /// Whether there is quarter `i` of the block.
+    #[inline(always)]
+    fn has(self, i: usize) -> bool {
+        i / PAIR < self.groups && i % PAIR < self.panels
+    }
+}
+
+/// Where the fourth stage is: the next token's scales, sums and dot products.
+#[derive(Clone, Copy)]
+struct Adding {
+    /// Tokens that are the tile's own.
+    own: usize,
+    row: *const u8,
+    out: *mut f32,
+    dots: *const i32,
+}
+
+impl Adding {
+    #[inline(always)]
+    fn new(a: LinearArgs, at: Cursor, dots: *const Dots) -> Self {
+        let left = a.tokens - at.token;
+        Self {
+            own: if left < TILE_TOKENS { left } else { TILE_TOKENS },
+            row: a.x.wrapping_add(at.token * a.stride + a.k.div_ceil(GROUP) * GROUP + 4 * at.g),
+            out: a.out.wrapping_add(at.panel * a.tokens + at.token).cast(),
+            dots: dots.cast::<i32>().wrapping_add((at.token - at.first(a)) * PANEL_ROWS),
+        }
+    }
 }
 
 /// # Safety
 /// As [`LinearArgs`] says; the panels are of `C`'s format; the tiles have the shapes of the tokens.
 #[inline(always)]
 unsafe fn panels<C: Codes>(isa: Amx, a: LinearArgs) {
-    let groups = a.k.div_ceil(GROUP);
-    if groups == 0 {
+    if a.k == 0 {
         // Without inputs there are no blocks, but zeros have signs.
         a.each_panel(
             #[inline(always)]
@@ -195,42 +228,46 @@ unsafe fn panels<C: Codes>(isa: Amx, a: LinearArgs) {
         unsafe { ((&raw mut (*stages).blocks).cast::<Block>(), (&raw mut (*stages).dots).cast::<Dots>()) };
     let (mut fresh, mut done) = (dots, dots.wrapping_add(1));
     let mut ring = [blocks, blocks.wrapping_add(1), blocks.wrapping_add(2), blocks.wrapping_add(3)];
-    let start = Cursor { panel: 0, g: 0, token: 0 };
     // SAFETY: as the caller vouches; blocks lie within the panels, tiles within the rows; each goes through the stages in order.
     unsafe {
         let table = match C::FORMAT {
             WeightFormat::Q4 => minus(isa.table(a.codebook), C::OFFSET),
             _ => isa.table(a.codebook),
         };
-        unpack::<C>(isa, table, a, start, ring[0]);
-        let (mut at, mut unpacking) = (start, start.next_block(groups));
+        let mut at = Cursor::START;
+        let mut unpacking = block_step(a, at, ring[0]);
+        unpack::<C, 0>(isa, table, a, unpacking);
+        unpack::<C, 1>(isa, table, a, unpacking);
+        unpack::<C, 2>(isa, table, a, unpacking);
+        unpack::<C, 3>(isa, table, a, unpacking);
+        let none = Step { groups: 0, panels: 0, ..unpacking };
         // The tile whose products the registers hold, and the one whose products are stored.
-        let mut held = Step { at, block: ring[0], count: 0 };
-        let mut stored = held;
-        // The stages run on from panel to panel.
+        let (mut held, mut stored) = (none, none);
+        // The stages run on from block to block.
         loop {
-            let multiplies = at.panel < a.panels;
-            if at.token == 0 && unpacking.panel < a.panels {
-                unpack::<C>(isa, table, a, unpacking, ring[1]);
-                unpacking = unpacking.next_block(groups);
-            }
-            let now = Step { at, block: ring[0], count: if multiplies { at.count(groups) } else { 0 } };
+            let now = block_step(a, at, ring[0]);
+            unpacking = if at.token == 0 {
+                block_step(a, unpacking.at.next_block(a), ring[1])
+            } else {
+                Step { groups: 0, ..unpacking }
+            };
             let x = a.x.wrapping_add(at.first(a) * a.stride + at.g * GROUP);
+            let mut adding = Adding::new(a, stored.at, done);
             macro_rules! quarter {
                 ($i:literal) => {
-                    if $i < held.count {
+                    if held.has($i) {
                         store::<$i>(fresh);
                     }
-                    if $i < now.count {
+                    if now.has($i) {
                         multiply::<$i>(x, a.stride, now.block);
                     }
-                    let (quarter, dots) = stored.at.quarter($i, a, done);
-                    match stored.count {
-                        BLOCK => add::<C, BLOCK>(isa, quarter, stored.at.g, stored.block, dots),
-                        3 => add::<C, 3>(isa, quarter, stored.at.g, stored.block, dots),
-                        2 => add::<C, 2>(isa, quarter, stored.at.g, stored.block, dots),
-                        1 => add::<C, 1>(isa, quarter, stored.at.g, stored.block, dots),
-                        _ => {}
+                    unpack::<C, $i>(isa, table, a, unpacking);
+                    match (stored.groups, stored.panels) {
+                        (0, _) => {}
+                        (2, 2) => add::<C, $i, 2, 2>(isa, a, &mut adding, stored.block),
+                        (_, 2) => add::<C, $i, 1, 2>(isa, a, &mut adding, stored.block),
+                        (2, _) => add::<C, $i, 2, 1>(isa, a, &mut adding, stored.block),
+                        _ => add::<C, $i, 1, 1>(isa, a, &mut adding, stored.block),
                     }
                 };
             }
@@ -238,23 +275,33 @@ unsafe fn panels<C: Codes>(isa: Amx, a: LinearArgs) {
             quarter!(1);
             quarter!(2);
             quarter!(3);
-            let ends = stored.at.next(groups, a.tokens).panel != stored.at.panel;
-            if C::FORMAT.has_row_scale() && stored.count > 0 && ends {
-                scale(isa, a.panel(stored.at.panel));
+            if C::FORMAT.has_row_scale() && stored.groups > 0 && stored.at.next(a).panel != stored.at.panel {
+                let mut p = 0;
+                while p < stored.panels {
+                    scale(isa, a.panel(stored.at.panel + p));
+                    p += 1;
+                }
             }
             (stored, held) = (held, now);
             (fresh, done) = (done, fresh);
-            if stored.count == 0 && held.count == 0 {
+            if stored.groups == 0 && held.groups == 0 {
                 return;
             }
-            if multiplies {
-                at = at.next(groups, a.tokens);
+            if now.groups > 0 {
+                at = at.next(a);
                 if at.token == 0 {
                     ring = [ring[1], ring[2], ring[3], ring[0]];
                 }
             }
         }
     }
+}
+
+/// The tile at `at`, its block in `block`.
+#[inline(always)]
+fn block_step(a: LinearArgs, at: Cursor, block: *mut Block) -> Step {
+    let (groups, panels) = at.extent(a);
+    Step { at, block, groups, panels }
 }
 
 /// Multiplies the sums by the row scales.
@@ -275,40 +322,36 @@ unsafe fn scale(isa: Amx, a: LinearArgs) {
     }
 }
 
-/// First stage: codes and multipliers of a block.
+/// First stage: codes and multipliers of quarter `I` of a block, if it has that.
 ///
 /// # Safety
-/// The block is one of a panel of `C`'s format.
+/// The block is one of panels of `C`'s format.
 #[inline(always)]
-unsafe fn unpack<C: Codes>(isa: Amx, table: __m512i, a: LinearArgs, at: Cursor, block: *mut Block) {
-    groups_of::<Amx, C>(
-        isa,
-        a.panel(at.panel),
-        at.g,
-        at.g + at.count(a.k.div_ceil(GROUP)),
-        #[inline(always)]
-        |place| {
-            let i = place.g - at.g;
-            // SAFETY: the group is one of the panel's, `i` below BLOCK.
-            unsafe {
-                let strip = load_strip::<Amx, C>(isa, table, place, 0);
-                let codes = (&raw mut (*block).codes).cast::<i32>().add(i * GROUP / 4 * PANEL_ROWS);
-                let w = signed::<C>(&strip, isa);
-                let mut j = 0;
-                while j < w.len() {
-                    isa.store_i(codes.add(j * PANEL_ROWS), w[j]);
-                    j += 1;
-                }
-                isa.store((&raw mut (*block).multipliers).cast::<f32>().add(i * PANEL_ROWS), strip.multipliers);
-                if C::FORMAT.has_minimum() {
-                    isa.store((&raw mut (*block).minima).cast::<f32>().add(i * PANEL_ROWS), strip.minima);
-                }
-            }
-        },
-    );
+unsafe fn unpack<C: Codes, const I: usize>(isa: Amx, table: __m512i, a: LinearArgs, step: Step) {
+    if !step.has(I) {
+        return;
+    }
+    let Step { at, block, .. } = step;
+    let place = group::<Amx, C>(isa, a.panel(at.panel + I % PAIR), at.g + I / PAIR);
+    // SAFETY: the group is one of the panel's.
+    unsafe {
+        let strip = load_strip::<Amx, C>(isa, table, place, 0);
+        let codes = (&raw mut (*block).codes).cast::<i32>().add(I * GROUP / 4 * PANEL_ROWS);
+        let w = signed::<C>(&strip, isa);
+        let mut j = 0;
+        while j < w.len() {
+            isa.store_i(codes.add(j * PANEL_ROWS), w[j]);
+            j += 1;
+        }
+        isa.store((&raw mut (*block).multipliers).cast::<f32>().add(I * PANEL_ROWS), strip.multipliers);
+        if C::FORMAT.has_minimum() {
+            isa.store((&raw mut (*block).minima).cast::<f32>().add(I * PANEL_ROWS), strip.minima);
+        }
+    }
 }
 
-/// Second stage: the products of group `I` of a block and a tile, into one of four registers.
+/// Second stage: the products of quarter `I` of a block and a tile, into one of four registers. The first panel's quarters load the
+/// activations for the second's.
 ///
 /// # Safety
 /// Rows `x + t·stride` of the tile's tokens have the block's groups, the block has their codes, the tiles have their shapes.
@@ -318,13 +361,20 @@ unsafe fn multiply<const I: usize>(x: *const u8, stride: usize, block: *const Bl
         ($dots:literal, $x:literal, $w:literal) => {
             asm!(
                 concat!("tilezero ", $dots),
-                concat!("tileloadd ", $x, ", [{x} + {stride}*1]"),
                 concat!("tileloadd ", $w, ", [{w} + {line}*1]"),
                 concat!("tdpbssd ", $dots, ", ", $x, ", ", $w),
-                x = in(reg) x.wrapping_add(I * GROUP),
-                stride = in(reg) stride,
                 w = in(reg) (&raw const (*block).codes).cast::<u8>().wrapping_add(I * GROUP / 4 * LINE),
                 line = in(reg) LINE,
+                options(nostack, readonly, preserves_flags)
+            )
+        };
+    }
+    macro_rules! load {
+        ($x:literal) => {
+            asm!(
+                concat!("tileloadd ", $x, ", [{x} + {stride}*1]"),
+                x = in(reg) x.wrapping_add(I / PAIR * GROUP),
+                stride = in(reg) stride,
                 options(nostack, readonly, preserves_flags)
             )
         };
@@ -332,9 +382,15 @@ unsafe fn multiply<const I: usize>(x: *const u8, stride: usize, block: *const Bl
     // SAFETY: as the caller vouches. No other code uses tiles.
     unsafe {
         match I {
-            0 => multiply!("tmm0", "tmm4", "tmm6"),
-            1 => multiply!("tmm1", "tmm5", "tmm7"),
-            2 => multiply!("tmm2", "tmm4", "tmm6"),
+            0 => {
+                load!("tmm4");
+                multiply!("tmm0", "tmm4", "tmm6");
+            }
+            1 => multiply!("tmm1", "tmm4", "tmm7"),
+            2 => {
+                load!("tmm5");
+                multiply!("tmm2", "tmm5", "tmm6");
+            }
             _ => multiply!("tmm3", "tmm5", "tmm7"),
         }
     }
@@ -367,50 +423,68 @@ unsafe fn store<const I: usize>(dots: *mut Dots) {
     }
 }
 
-/// Fourth stage: adds the parts of a block's `N` groups, `g` and those after it, to the sums of some of a tile's tokens.
+/// Fourth stage: adds the parts of a block of `N` groups and `P` panels to the sums of quarter `I` of a tile's own tokens.
 ///
 /// # Safety
-/// As [`LinearArgs`] says; the block has the groups' multipliers, `dots` points to the first token's dot products.
+/// As [`LinearArgs`] says; `to` has come to the quarter; the block is unpacked.
 #[inline(always)]
-unsafe fn add<C: Codes, const N: usize>(isa: Amx, a: LinearArgs, g: usize, block: *const Block, mut dots: *const i32) {
+unsafe fn add<C: Codes, const I: usize, const N: usize, const P: usize>(
+    isa: Amx,
+    a: LinearArgs,
+    to: &mut Adding,
+    block: *const Block,
+) {
     let groups = a.k.div_ceil(GROUP);
+    let Adding { own, mut row, mut out, mut dots } = *to;
     // SAFETY: as the caller vouches; the scales and sums are where the layout of the row says.
     unsafe {
         let lines = |p: *const [f32; PANEL_ROWS]| {
-            let mut of = [isa.splat(0.0); N];
-            let mut j = 0;
-            while j < N {
-                of[j] = isa.load(p.add(j).cast());
-                j += 1;
+            let mut of = [[isa.splat(0.0); P]; N];
+            let mut i = 0;
+            while i < N * P {
+                of[i / P][i % P] = isa.load(p.add(i / P * PAIR + i % P).cast());
+                i += 1;
             }
             of
         };
         let multipliers = lines((&raw const (*block).multipliers).cast());
         let minima = if C::FORMAT.has_minimum() { lines((&raw const (*block).minima).cast()) } else { multipliers };
-        let mut row = a.x.add(groups * GROUP + 4 * g);
-        let mut out = a.out.cast::<f32>();
-        let mut t = 0;
-        while t < a.tokens {
-            let mut sum = isa.load(out);
-            let mut j = 0;
-            while j < N {
-                let scale = isa.splat(row.cast::<f32>().add(j).read_unaligned());
-                let dot = isa.to_f(isa.load_i(dots.add(j * TILE_TOKENS * PANEL_ROWS)));
-                let mut p = C::scaled(isa, dot, multipliers[j], scale);
+        let mut t = own * I / 4;
+        while t < own * (I + 1) / 4 {
+            let mut scales = [isa.splat(0.0); N];
+            let mut totals = scales;
+            let mut g = 0;
+            while g < N {
+                scales[g] = isa.splat(row.cast::<f32>().add(g).read_unaligned());
                 if C::FORMAT.has_minimum() {
-                    let total = row.add(groups * 4).cast::<i32>().add(j).read_unaligned();
-                    p = isa.add(p, isa.mul(isa.splat(total as f32), isa.mul(minima[j], scale)));
+                    totals[g] = isa.splat(row.add(groups * 4).cast::<i32>().add(g).read_unaligned() as f32);
                 }
-                sum = isa.add(sum, p);
-                j += 1;
+                g += 1;
             }
-            isa.store(out, sum);
+            let mut p = 0;
+            while p < P {
+                let out = out.add(p * a.tokens * PANEL_ROWS);
+                let mut sum = isa.load(out);
+                let mut g = 0;
+                while g < N {
+                    let dot = isa.to_f(isa.load_i(dots.add((g * PAIR + p) * TILE_TOKENS * PANEL_ROWS)));
+                    let mut part = C::scaled(isa, dot, multipliers[g][p], scales[g]);
+                    if C::FORMAT.has_minimum() {
+                        part = isa.add(part, isa.mul(totals[g], isa.mul(minima[g][p], scales[g])));
+                    }
+                    sum = isa.add(sum, part);
+                    g += 1;
+                }
+                isa.store(out, sum);
+                p += 1;
+            }
             dots = dots.wrapping_add(PANEL_ROWS);
             row = row.wrapping_add(a.stride);
             out = out.wrapping_add(PANEL_ROWS);
             t += 1;
         }
     }
+    *to = Adding { own, row, out, dots };
 }
 
 /// The codes in the order of the tile, their offset taken out.
@@ -423,8 +497,14 @@ fn signed<C: Codes>(strip: &Strip<Amx>, isa: Amx) -> [__m512i; 8] {
         _ if C::FORMAT.code_bits() == 8 => Amx::SIGNED_OFFSET,
         _ => C::OFFSET,
     };
-    let w = strip.dealt(isa);
-    if offset == 0 { w } else { w.map(|w| minus(w, offset)) }
+    let mut w = strip.dealt(isa);
+    let mut j = 0;
+    // A map of the array would become a call.
+    while offset != 0 && j < w.len() {
+        w[j] = minus(w[j], offset);
+        j += 1;
+    }
+    w
 }
 
 /// Every byte less a number, modulo 256.

@@ -55,3 +55,19 @@ pub(super) fn groups_of<I: Isa, C: Codes>(isa: I, a: LinearArgs, first: usize, l
         }
     }
 }
+
+/// Group `g` of a panel.
+#[inline(always)]
+pub(super) fn group<I: Isa, C: Codes>(isa: I, a: LinearArgs, g: usize) -> Place {
+    let (block, i) = (g / BLOCK, g % BLOCK);
+    let left = a.k.div_ceil(GROUP) - block * BLOCK;
+    let multipliers = a.panel.wrapping_add(block * C::FORMAT.block_bytes());
+    let area = C::FORMAT.multiplier_area(if left < BLOCK { left } else { BLOCK });
+    let codes = multipliers.wrapping_add(area + i * C::FORMAT.group_bytes());
+    let mut line = 0;
+    while line < C::FORMAT.group_bytes() {
+        isa.prefetch_far(codes.wrapping_add(FAR + line));
+        line += LINE;
+    }
+    Place { g, codes, multipliers: multipliers.wrapping_add(i * PANEL_ROWS * C::FORMAT.multiplier_bytes()) }
+}
