@@ -176,6 +176,11 @@ struct Step {
 }
 
 impl Step {
+    /// Whether there are all quarters of the block.
+    #[inline(always)]
+    fn whole(self) -> bool {
+        self.groups == SPAN && self.panels == PAIR
+    }
     /// Whether there is quarter `i` of the block.
     #[inline(always)]
     fn has(self, i: usize) -> bool {
@@ -252,29 +257,27 @@ unsafe fn panels<C: Codes>(isa: Amx, a: LinearArgs) {
                 Step { groups: 0, ..unpacking }
             };
             let x = a.x.wrapping_add(at.first(a) * a.stride + at.g * GROUP);
-            let mut adding = Adding::new(a, stored.at, done);
-            macro_rules! quarter {
-                ($i:literal) => {
-                    if held.has($i) {
-                        store::<$i>(fresh);
-                    }
-                    if now.has($i) {
-                        multiply::<$i>(x, a.stride, now.block);
-                    }
-                    unpack::<C, $i>(isa, table, a, unpacking);
-                    match (stored.groups, stored.panels) {
-                        (0, _) => {}
-                        (2, 2) => add::<C, $i, 2, 2>(isa, a, &mut adding, stored.block),
-                        (_, 2) => add::<C, $i, 1, 2>(isa, a, &mut adding, stored.block),
-                        (2, _) => add::<C, $i, 2, 1>(isa, a, &mut adding, stored.block),
-                        _ => add::<C, $i, 1, 1>(isa, a, &mut adding, stored.block),
-                    }
-                };
+            let turn = Turn { x, held, now, unpacking, stored, adding: Adding::new(a, stored.at, done), fresh };
+            // Nearly all are whole: with one shape and nothing to ask, registers hold all that a turn needs.
+            if held.whole() && now.whole() && stored.whole() && unpacking.groups == 0 && turn.adding.own == TILE_TOKENS
+            {
+                let whole = |step| Step { groups: SPAN, panels: PAIR, ..step };
+                quarters::<C>(
+                    isa,
+                    table,
+                    a,
+                    Turn {
+                        held: whole(held),
+                        now: whole(now),
+                        unpacking: Step { groups: 0, ..unpacking },
+                        stored: whole(stored),
+                        adding: Adding { own: TILE_TOKENS, ..turn.adding },
+                        ..turn
+                    },
+                );
+            } else {
+                quarters::<C>(isa, table, a, turn);
             }
-            quarter!(0);
-            quarter!(1);
-            quarter!(2);
-            quarter!(3);
             if C::FORMAT.has_row_scale() && stored.groups > 0 && stored.at.next(a).panel != stored.at.panel {
                 let mut p = 0;
                 while p < stored.panels {
@@ -294,6 +297,53 @@ unsafe fn panels<C: Codes>(isa: Amx, a: LinearArgs) {
                 }
             }
         }
+    }
+}
+
+/// What the stages do at once.
+#[derive(Clone, Copy)]
+struct Turn {
+    /// The activations of `now`.
+    x: *const u8,
+    held: Step,
+    now: Step,
+    unpacking: Step,
+    stored: Step,
+    adding: Adding,
+    fresh: *mut Dots,
+}
+
+/// A turn of all stages.
+///
+/// # Safety
+/// As [`panels`] says; the steps are in the order of the stages.
+#[inline(always)]
+unsafe fn quarters<C: Codes>(isa: Amx, table: __m512i, a: LinearArgs, turn: Turn) {
+    let Turn { x, held, now, unpacking, stored, mut adding, fresh } = turn;
+    macro_rules! quarter {
+        ($i:literal) => {
+            if held.has($i) {
+                store::<$i>(fresh);
+            }
+            if now.has($i) {
+                multiply::<$i>(x, a.stride, now.block);
+            }
+            unpack::<C, $i>(isa, table, a, unpacking);
+            match (stored.groups, stored.panels) {
+                (0, _) => {}
+                (2, 2) => add::<C, $i, 2, 2>(isa, a, &mut adding, stored.block),
+                (_, 2) => add::<C, $i, 1, 2>(isa, a, &mut adding, stored.block),
+                (2, _) => add::<C, $i, 2, 1>(isa, a, &mut adding, stored.block),
+                _ => add::<C, $i, 1, 1>(isa, a, &mut adding, stored.block),
+            }
+        };
+    }
+    // SAFETY: as the caller vouches.
+    unsafe {
+        quarter!(0);
+        quarter!(1);
+        quarter!(2);
+        quarter!(3);
     }
 }
 
@@ -457,7 +507,7 @@ unsafe fn add<C: Codes, const I: usize, const N: usize, const P: usize>(
             while g < N {
                 scales[g] = isa.splat(row.cast::<f32>().add(g).read_unaligned());
                 if C::FORMAT.has_minimum() {
-                    totals[g] = isa.splat(row.add(groups * 4).cast::<i32>().add(g).read_unaligned() as f32);
+                    totals[g] = isa.to_f(isa.splat_i(row.add(groups * 4).cast::<i32>().add(g).read_unaligned()));
                 }
                 g += 1;
             }

@@ -166,8 +166,8 @@ unsafe fn load_scales<I: Bytes, C: Codes>(isa: I, row: *const u8, groups: usize,
     // SAFETY: as the layout of the row says.
     unsafe {
         let scale = row.add(groups * GROUP).cast::<f32>().add(g).read_unaligned();
-        let sum = if C::FORMAT.has_minimum() { sum_of(row, groups, g) as f32 } else { 0.0 };
-        Scales { x: isa.splat(scale), sum: isa.splat(sum) }
+        let sum = if C::FORMAT.has_minimum() { isa.to_f(isa.splat_i(sum_of(row, groups, g))) } else { isa.splat(0.0) };
+        Scales { x: isa.splat(scale), sum }
     }
 }
 
