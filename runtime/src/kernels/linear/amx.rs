@@ -17,12 +17,12 @@ use core::arch::x86_64::{__m512i, _mm512_set1_epi8, _mm512_sub_epi8};
 use core::mem::MaybeUninit;
 
 use super::codes::Codes;
-use super::groups::group;
+use super::groups::{FAR, Place};
 use super::int::{self, Strip, load_strip};
 use super::{IntPanel, LinearArgs};
 use crate::kernels::isa::x86::Amx;
 use crate::kernels::isa::{Bytes, Isa};
-use crate::weights::{GROUP, LINE, PANEL_ROWS, WeightFormat};
+use crate::weights::{BLOCK, GROUP, LINE, PANEL_ROWS, WeightFormat};
 
 /// Most tokens of a tile.
 const TILE_TOKENS: usize = 16;
@@ -382,7 +382,7 @@ unsafe fn unpack<C: Codes, const I: usize>(isa: Amx, table: __m512i, a: LinearAr
         return;
     }
     let Step { at, block, .. } = step;
-    let place = group::<Amx, C>(isa, a.panel(at.panel + I % PAIR), at.g + I / PAIR);
+    let place = group::<C>(isa, a.panel(at.panel + I % PAIR), at.g + I / PAIR);
     // SAFETY: the group is one of the panel's.
     unsafe {
         let strip = load_strip::<Amx, C>(isa, table, place, 0);
@@ -398,6 +398,22 @@ unsafe fn unpack<C: Codes, const I: usize>(isa: Amx, table: __m512i, a: LinearAr
             isa.store((&raw mut (*block).minima).cast::<f32>().add(I * PANEL_ROWS), strip.minima);
         }
     }
+}
+
+/// Group `g` of a panel.
+#[inline(always)]
+fn group<C: Codes>(isa: Amx, a: LinearArgs, g: usize) -> Place {
+    let (block, i) = (g / BLOCK, g % BLOCK);
+    let left = a.k.div_ceil(GROUP) - block * BLOCK;
+    let multipliers = a.panel.wrapping_add(block * C::FORMAT.block_bytes());
+    let area = C::FORMAT.multiplier_area(if left < BLOCK { left } else { BLOCK });
+    let codes = multipliers.wrapping_add(area + i * C::FORMAT.group_bytes());
+    let mut line = 0;
+    while line < C::FORMAT.group_bytes() {
+        isa.prefetch_far(codes.wrapping_add(FAR + line));
+        line += LINE;
+    }
+    Place { g, codes, multipliers: multipliers.wrapping_add(i * PANEL_ROWS * C::FORMAT.multiplier_bytes()) }
 }
 
 /// Second stage: the products of quarter `I` of a block and a tile, into one of four registers. The first panel's quarters load the

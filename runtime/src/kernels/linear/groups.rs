@@ -11,7 +11,7 @@ use crate::weights::{BLOCK, GROUP, LINE, PANEL_ROWS};
 
 /// How far before its use a line should be in the second-level cache, in bytes. Measured on a Xeon of 2023: flat from 14 to 50 KiB;
 /// decoding gains 7 % alone on the machine and up to 30 % while others load its caches.
-const FAR: usize = 24 << 10;
+pub(super) const FAR: usize = 24 << 10;
 
 /// A group of a panel.
 #[derive(Clone, Copy)]
@@ -54,20 +54,4 @@ pub(super) fn groups_of<I: Isa, C: Codes>(isa: I, a: LinearArgs, first: usize, l
             g += 1;
         }
     }
-}
-
-/// Group `g` of a panel.
-#[inline(always)]
-pub(super) fn group<I: Isa, C: Codes>(isa: I, a: LinearArgs, g: usize) -> Place {
-    let (block, i) = (g / BLOCK, g % BLOCK);
-    let left = a.k.div_ceil(GROUP) - block * BLOCK;
-    let multipliers = a.panel.wrapping_add(block * C::FORMAT.block_bytes());
-    let area = C::FORMAT.multiplier_area(if left < BLOCK { left } else { BLOCK });
-    let codes = multipliers.wrapping_add(area + i * C::FORMAT.group_bytes());
-    let mut line = 0;
-    while line < C::FORMAT.group_bytes() {
-        isa.prefetch_far(codes.wrapping_add(FAR + line));
-        line += LINE;
-    }
-    Place { g, codes, multipliers: multipliers.wrapping_add(i * PANEL_ROWS * C::FORMAT.multiplier_bytes()) }
 }
