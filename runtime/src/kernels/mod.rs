@@ -23,7 +23,6 @@ mod select;
 mod table;
 #[cfg(feature = "pack")]
 mod trial;
-#[cfg(feature = "pack")]
 mod wide;
 
 pub use attend::{Attend, Bias, DistanceRows, STEP as ATTEND_STEP};
@@ -42,5 +41,4 @@ pub use rotary::{RotaryStyle, rotary_angles};
 pub use table::Kernels;
 #[cfg(feature = "pack")]
 pub use trial::{Nearest, Weighed, best_refit, half_unit, nearest_values, trials};
-#[cfg(feature = "pack")]
 pub use wide::{Wide, widest};

@@ -1,4 +1,4 @@
-//! The packer's loops in the CPU's wide vectors.
+//! Plain loops in the CPU's wide vectors.
 //!
 //! The same Rust is compiled with the base instructions, with AVX2 and with AVX-512, and the compiler vectorises each. They
 //! give the same bits: fused arithmetic is not enabled, and the compiler does not change the order of float operations.

@@ -10,7 +10,7 @@ use crate::format::record::{NONE, Operand};
 use crate::format::view::Tensor;
 use crate::kernels::Act;
 use crate::kernels::Kernels;
-use crate::kernels::{ActRows, MAX_SHARING_PANELS, MAX_TOKENS, Sums};
+use crate::kernels::{ActRows, MAX_SHARING_PANELS, MAX_TOKENS, Sums, Wide, widest};
 use crate::session::arena::{ColsMut, Rows};
 use crate::session::workers::{Cuts, Workers};
 use crate::weights::{PANEL_ROWS, WeightFormat};
@@ -185,16 +185,7 @@ impl Job<'_, '_> {
             self.activate(tile);
             bias = None;
         }
-        for i in 0..t {
-            let sums = tile[i..].iter().step_by(t);
-            for ((panel, sums), out) in (index..).zip(sums).zip(out.row(first + i)[column..].chunks_mut(PANEL_ROWS)) {
-                let mut y = *sums;
-                if let Some(bias) = bias {
-                    each(&mut y, &sixteen(&bias[panel * PANEL_ROWS..]), |y, b| y + b);
-                }
-                self.write(&y, panel, first + i, out);
-            }
-        }
+        widest(Finish { job: self, tile, t, index, first, bias, out, column });
     }
 
     /// The bias of a panel's outputs of a row.
@@ -215,30 +206,91 @@ impl Job<'_, '_> {
         }
     }
 
-    /// Factor and residual of a panel's outputs of a row; the last panel may have fewer than 16.
+    /// Factor and residual of a panel's outputs of a row.
     #[inline(always)]
     fn write(&self, y: &[f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
         let mut y = *y;
         if self.scale != 1.0 {
             y = y.map(|y| y * self.scale);
         }
+        self.put(&y, panel, row, out);
+    }
+
+    /// Residual of a panel's outputs of a row; the last panel may have fewer than 16.
+    #[inline(always)]
+    fn put(&self, y: &[f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
+        let Some(whole) = out.first_chunk_mut::<PANEL_ROWS>() else {
+            let rows = self.residual.as_ref().map(|rows| rows.as_ref().map(|rows| &rows.row(row)[panel * PANEL_ROWS..]));
+            return put_few(y, rows, out);
+        };
         match &self.residual {
-            None => {}
-            Some(None) => each(&mut y, &sixteen(out), |y, r| r + y),
-            Some(Some(rows)) => each(&mut y, &sixteen(&rows.row(row)[panel * PANEL_ROWS..]), |y, r| r + y),
-        }
-        match out.first_chunk_mut::<PANEL_ROWS>() {
-            Some(out) => *out = y,
-            None => copy_few(&y, out),
+            None => *whole = *y,
+            // In arrays of their own: registers, for the compiler.
+            Some(rows) => {
+                let mut r = match rows {
+                    None => *whole,
+                    Some(rows) => sixteen(&rows.row(row)[panel * PANEL_ROWS..]),
+                };
+                each(&mut r, y, |r, y| r + y);
+                *whole = r;
+            }
         }
     }
 }
 
-/// Copies as many as there is room for. On its own: the compiler would make one call of both ways to write outputs.
+/// The last part of [`Job::finish`], in the widest vectors that there are.
+struct Finish<'f, 'j, 's, 'm, 'o> {
+    job: &'j Job<'s, 'm>,
+    tile: &'f mut [[f32; PANEL_ROWS]],
+    t: usize,
+    index: usize,
+    first: usize,
+    bias: Option<&'m [f32]>,
+    out: &'f mut ColsMut<'o>,
+    column: usize,
+}
+
+impl Wide for Finish<'_, '_, '_, '_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self { job, tile, t, index, first, bias, out, column } = self;
+        if let Some(bias) = bias {
+            for (panel, sums) in (index..).zip(tile.chunks_exact_mut(t)) {
+                let bias = sixteen(&bias[panel * PANEL_ROWS..]);
+                for y in sums {
+                    each(y, &bias, |y, b| y + b);
+                }
+            }
+        }
+        if job.scale != 1.0 {
+            for y in tile.as_flattened_mut() {
+                *y *= job.scale;
+            }
+        }
+        let panels = tile.len() / t;
+        for i in 0..t {
+            let mut rest = &mut out.row(first + i)[column..];
+            for p in 0..panels {
+                let (out, behind) = rest.split_at_mut(rest.len().min(PANEL_ROWS));
+                job.put(&tile[p * t + i], index + p, first + i, out);
+                rest = behind;
+            }
+        }
+    }
+}
+
+/// [`Job::put`] where there is no room for 16. On its own: the compiler would make one call of both ways to write outputs.
 #[cold]
 #[inline(never)]
-fn copy_few(from: &[f32; PANEL_ROWS], to: &mut [f32]) {
-    to.copy_from_slice(&from[..to.len()]);
+fn put_few(y: &[f32; PANEL_ROWS], residual: Option<Option<&[f32]>>, out: &mut [f32]) {
+    for (i, (out, y)) in out.iter_mut().zip(y).enumerate() {
+        *out = match residual {
+            None => *y,
+            Some(None) => *out + y,
+            Some(Some(rows)) => rows[i] + y,
+        };
+    }
 }
 
 /// The first 16 of `values`, zeros behind their end.
