@@ -220,7 +220,8 @@ impl Job<'_, '_> {
     #[inline(always)]
     fn put(&self, y: &[f32; PANEL_ROWS], panel: usize, row: usize, out: &mut [f32]) {
         let Some(whole) = out.first_chunk_mut::<PANEL_ROWS>() else {
-            let rows = self.residual.as_ref().map(|rows| rows.as_ref().map(|rows| &rows.row(row)[panel * PANEL_ROWS..]));
+            let rows =
+                self.residual.as_ref().map(|rows| rows.as_ref().map(|rows| &rows.row(row)[panel * PANEL_ROWS..]));
             return put_few(y, rows, out);
         };
         match &self.residual {
